@@ -26,7 +26,7 @@ from cortex.cli.client import Router
 from cortex.cli.exits import FAILED, Failed
 from cortex.cli.local import state_dir
 from cortex.cli.tables import console
-from cortex.platform import settings as settings_
+from cortex.platform import settings_file
 from cortex.platform.settings import SettingsError
 from cortex.router.api_types import HostView
 
@@ -56,7 +56,7 @@ def doctor(config: Path | None, as_json: bool) -> None:
 def run_checks(config: Path | None) -> Iterator[Finding]:
     """Run all checks."""
     try:
-        settings, _ = settings_.from_environment(config)
+        settings, _ = settings_file.from_environment(config)
     except SettingsError as error:
         yield Finding("problem", "settings", str(error), "Correct the line; no process starts with it.")
         return

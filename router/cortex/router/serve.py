@@ -22,11 +22,12 @@ from uvicorn.supervisors import Multiprocess
 from cortex.functions.catalogue import CatalogueError
 from cortex.functions.names import slug
 from cortex.platform import log as logging
-from cortex.platform import settings as settings_
+from cortex.platform import settings_file
 from cortex.platform.process import standard_streams
 from cortex.platform.process.parent_death import die_with_parent
 from cortex.platform.serving import address, listener, systemd
-from cortex.platform.settings import Settings, SettingsError, encode_env
+from cortex.platform.settings import Settings, SettingsError
+from cortex.platform.settings_file import encode_env
 from cortex.router.app import create_app
 from cortex.router.batches.supervision import BatchWorker
 from cortex.router.dispatch import Dispatcher
@@ -130,7 +131,7 @@ class _Parent(Multiprocess):
 def worker() -> Dispatcher:
     """Build the application in a worker process, which exits soon after its parent."""
     standard_streams.protect()
-    settings, _ = settings_.from_environment(None)
+    settings, _ = settings_file.from_environment(None)
     if parent := multiprocessing.parent_process():
         die_with_parent()
         bound_s = settings.gateway.drain_s + EXIT_GRACE_S
