@@ -57,14 +57,14 @@ return 0
 """
 
 _TAKE = """
--- KEYS[1] a claim or lease; ARGV[1] our token, ARGV[2] for how many ms. One without an end belongs to no process.
+-- KEYS[1] a claim or lease; ARGV[1] our token, ARGV[2] its lifetime in ms. One without an expiry has no owner.
 if redis.call('PTTL', KEYS[1]) > 0 and redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
 
 _GROUP_KEYS = """
--- KEYS: API keys' records; ARGV: the group, the channel, the message. A record that was deleted is not made anew.
+-- KEYS: API keys' records; ARGV: the group, the channel, the message. A deleted record is not created again.
 for _, key in ipairs(KEYS) do
   if redis.call('EXISTS', key) == 1 then redis.call('HSET', key, 'group', ARGV[1]) end
 end
@@ -72,7 +72,7 @@ redis.call('PUBLISH', ARGV[2], ARGV[3])
 """
 
 _OF_ANOTHER_HOME = """
--- A record of a wrong type is as good as none, as everywhere.
+-- A record of the wrong type counts as absent, as everywhere.
 local function record_at(key)
   return redis.call('TYPE', key).ok == 'string' and redis.call('GET', key)
 end
@@ -87,7 +87,7 @@ end
 _PUBLISH_HOST = f"""{_OF_ANOTHER_HOME}
 -- KEYS: the host's record; the note of a namesake that may not publish; the index of hosts. ARGV: the record, its
 -- home, its lifetime in ms, the note, the channel, the message, the host's name. Write the record, unless a host of
--- this name on another machine is alive: then leave the note and return that host's record.
+-- this name on another machine is alive: in that case leave the note and return that host's record.
 local present = record_at(KEYS[1])
 if of_another_home(present, ARGV[2]) then
   redis.call('SET', KEYS[2], ARGV[4], 'PX', ARGV[3])
@@ -111,8 +111,8 @@ return 1
 
 _TOUCH = """
 -- KEYS[1] last uses; ARGV: member, its age in seconds, and so on. Note each use by Redis' own clock; an older one
--- never replaces a newer one. What lies in the future is from before a step of Redis' clock backwards: it counts as
--- used now, else no use could be noted until that time has come.
+-- never replaces a newer one. A time in the future dates from before Redis' clock was set back. It counts as now;
+-- otherwise no use could be noted until that time.
 local t = redis.call('TIME')
 local now = t[1] + t[2] / 1000000
 local function score(at) return string.format('%.6f', at) end
@@ -124,7 +124,7 @@ for i = 1, #ARGV, 2 do redis.call('ZADD', KEYS[1], 'GT', score(now - ARGV[i + 1]
 
 _LEARN = """
 -- KEYS[1] the ledger; ARGV[1] the field; ARGV[2] its entry
--- ARGV[3] "1": unless there is one; "0": unless there is none.
+-- ARGV[3] "1": only if it has none yet; "0": only if it has one.
 if tostring(redis.call('HEXISTS', KEYS[1], ARGV[1])) == ARGV[3] then return 0 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 return 1
@@ -132,8 +132,8 @@ return 1
 
 
 _HEADS = """
--- ARGV: the last byte, and the keys of hosts' records. Return the beginning of each; "" for none. The keys are
--- no KEYS: for those Redis demands the right to write, which hosts do not have.
+-- ARGV: the last byte, and the keys of hosts' records. Return the beginning of each; "" for none. They are not passed
+-- as KEYS, for which Redis demands write permission: hosts have none.
 local heads = {}
 for i = 2, #ARGV do
   heads[i - 1] = redis.call('TYPE', ARGV[i]).ok == 'string' and redis.call('GETRANGE', ARGV[i], 0, ARGV[1]) or ''
@@ -154,7 +154,7 @@ class Registry:
         timeout_s: float = 2.5,
         keeps_indexes: bool = True,
     ) -> None:
-        """Without a token it is not checked whose the record is: for a command that ends in a moment.
+        """Without a token the owner of the record is not checked: for a command that ends at once.
 
         Hosts leave repairs of the indexes to routers (`keeps_indexes`).
         """

@@ -74,7 +74,7 @@ PROBE_FIRST_S, PROBE_MOST_S = 0.01, 0.5
 AGAIN_S = 2.0
 """Pause before an effect that raised is retried."""
 FREEZER_S = 5.0
-"""Time after which a driver that does not answer whether it can freeze is not waited for."""
+"""Longest wait for the driver to answer whether it can freeze."""
 PRUNE_S = 60.0
 """Timeout of removing old compile caches."""
 
@@ -238,7 +238,7 @@ class Supervisor:
     # After a restart.
 
     async def freeze_problem(self) -> str:
-        """Return why this host cannot freeze a worker, as far as it is known soon; "": it can."""
+        """Return why this host cannot freeze a worker, as far as that is known within `FREEZER_S`; "": it can."""
         if self.freezer.probe_is_due:
             await asyncio.wait((self._own("freezer", self._probe_freezer()),), timeout=FREEZER_S)
         return self.freezer.problem
