@@ -51,7 +51,7 @@ def serve(settings: Settings, workers: int) -> None:
     try:
         worker_counts.prepare(folder)
     except OSError as error:
-        log.error("metrics_not_kept", folder=str(folder), why=str(error))
+        log.error("metrics_not_stored", folder=str(folder), why=str(error))
     gateway = replace(settings.gateway, metrics_dir=str(folder))
     with MetricsServer(settings, folder), BatchWorker(settings):
         handed_over = _serve(replace(settings, gateway=gateway), workers)
@@ -84,7 +84,7 @@ def _serve(settings: Settings, workers: int) -> bool:
     listening = systemd.listeners().get("http") or address.create_server(host, port, backlog=BACKLOG)
     listening.set_inheritable(True)
     scheme = "https" if gateway.tls_cert else "http"
-    log.info("router_listens", url=f"{scheme}://{gateway.listen}", workers=workers)
+    log.info("router_listening", url=f"{scheme}://{gateway.listen}", workers=workers)
     if workers == 1 and not gateway.hand_over:
         _Single(config).run(sockets=[listening])
         return False

@@ -19,7 +19,7 @@ from cortex.platform.workers.supervisor import Supervisor
 log = structlog.get_logger()
 
 EXAMINE_S = 45.0
-"""Time limit of learning whether a worker is parked: it may be about to be."""
+"""Time limit for learning whether a worker is parked: it may be parking at that moment."""
 _MAY_BE_PARKED = frozenset({State.PARKING, *PARKED})
 
 
@@ -60,11 +60,11 @@ async def _parked(
 
 
 async def _examine(worker: SavedWorker, supervisor: Supervisor) -> tuple[SavedWorker, bool | None]:
-    """Return a worker in its tier, and whether it is parked; None: it does not say in time. The host waits for it."""
+    """Return a worker in its tier, and whether it is parked; None: no answer in time. The host waits for it."""
     try:
         async with asyncio.timeout(EXAMINE_S):
             return await supervisor.tiers.examine(worker)
-    except Exception as error:  # whatever it is, it must not end the start of the agent
+    except Exception as error:  # no error may abort the agent's start
         log.warning("worker_not_examined", instance=worker.instance.id, error=type(error).__name__)
         return worker, None
 

@@ -88,7 +88,7 @@ class HostMonitor:
         if devices:
             self._tell(HostRead(devices=devices, foreign=tuple(foreign), problem=problem))
         if reading.problem != self._problem and not reading.absent:
-            log.warning("devices_unread", why=reading.problem) if reading.problem else log.info("devices_read")
+            log.warning("devices_unreadable", why=reading.problem) if reading.problem else log.info("devices_read")
         self._problem = reading.problem
         self.reading = reading
 
@@ -97,7 +97,7 @@ class HostMonitor:
         record, freeze = self._scheduler.record(), ""
         if any(d.kind == "gpu" for d in record.devices):
             freeze = await self._supervisor.freeze_problem()
-        if self._park_ram_mb is None:  # what instances of an earlier agent hold is not free now, and is for this too
+        if self._park_ram_mb is None:  # RAM that instances of an earlier agent hold is not free, but part of the budget
             self._park_ram_mb = (_available_mb() + sum(i.ram_mb for i in record.instances)) // 2
         tiers = host_tiers(self._settings.agent, self._park_ram_mb, record.engines, record.devices, freeze)
         if (tiers, self._park_ram_mb) != (record.tiers, record.park_ram_mb):

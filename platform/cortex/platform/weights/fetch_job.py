@@ -73,7 +73,7 @@ def _persist(source: Demo | Repo, cache: Path, client: Hub, progress: "_JobProgr
             if tries >= TRIES:
                 raise
             pause = max(pause_s(tries), min(error.retry_after_s, 10 * LONGEST_PAUSE_S))
-            log.warning("fetch_waits", source=str(source), why=str(error), pause_s=pause)
+            log.warning("fetch_retried", source=str(source), why=str(error), pause_s=pause)
             progress.wait(str(error), pause)
             time.sleep(pause)
             progress.resume()

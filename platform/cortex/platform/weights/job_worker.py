@@ -134,7 +134,7 @@ def _requeue(queue: Queue) -> None:
     """Requeue the jobs of dead workers. The lock guarantees that no other worker lives."""
     for name in dequeued(queue):
         queue.connection.lmove(queue.intermediate_queue_key, queue.key, "RIGHT", "LEFT")
-        log.info("job_taken_up", job=name)
+        log.info("job_resumed", job=name)
     StartedJobRegistry(queue=queue, job_class=FetchJob).cleanup(timestamp=2**53)
 
 

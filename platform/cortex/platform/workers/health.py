@@ -93,7 +93,9 @@ class HealthChecks:
         worked = await asyncio.to_thread(process.cpu_s, instance.pid) - busy_s >= STUCK_CPU_S
         worked = worked or function.engine is Engine.COMMAND
         answered = answered or await activity.tokens(instance.url, keys) != tokens
-        log.warning("silent_worker_tried", function=function.id, instance=instance.id, answered=answered, worked=worked)
+        log.warning(
+            "silent_worker_probed", function=function.id, instance=instance.id, answered=answered, worked=worked
+        )
         self._tell(events.Proved(instance.id, answered, worked))
 
     async def examine(self, instance: Instance) -> Examined:

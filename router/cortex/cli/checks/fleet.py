@@ -47,7 +47,7 @@ def check_background(health: Health) -> Iterator[Finding]:
             "router",
             f"its background task '{fault.work}' raised {fault.error} {fault.failed_s_ago} s ago and "
             f"continues; {fault.count} times so far",
-            "This is a bug in cortex; its log has the traceback under `background_work_broke`.",
+            "This is a bug in cortex; its log has the traceback under `background_task_failed`.",
         )
 
 
