@@ -40,7 +40,7 @@ class Stock:
     ) -> None:
         """`profiles_due` is set when the weights have changed."""
         self._own, self._cache = settings.agent, Path(settings.agent.cache_dir)
-        self._looks, self._fetches, self._scheduler = supervisor.looks, supervisor.fetches, scheduler
+        self._supervisor, self._scheduler = supervisor, scheduler
         self._tell, self._profiles_due = tell, profiles_due
         self.due = asyncio.Event()
         """Set it to have the weights listed at once."""
@@ -60,13 +60,13 @@ class Stock:
         """List the weights on this host, and cancel fetches that no declared function needs."""
         self.due.clear()
         declared = self._scheduler.catalogue().values()
-        sizes = await disk.sizes(self._looks, declared, self._cache)
+        sizes = await disk.sizes(self._supervisor.looks, declared, self._cache)
         if sizes != self._scheduler.record().weights:
             self._tell(events.HostRead(weights=sizes))
             self._profiles_due.set()
         if (digest := self._scheduler.record().catalogue) != self._digest:
             with contextlib.suppress(RedisError, NoAnswer):
-                await self._fetches.keep_only(declared)
+                await self._supervisor.fetches.keep_only(declared)
                 self._digest = digest
 
     def look(self) -> None:
@@ -79,20 +79,22 @@ class Stock:
     async def weights_of(self, function: Function) -> LocalWeights | None:
         """Return a function's weights on this host, or None if they or its adapters are to be fetched. Raises NoAnswer,
         and WeightsUnavailable, also for a path outside the weight roots."""
-        local = await disk.weights(self._looks, function, self._cache, self._own.weight_roots)
+        local = await disk.weights(self._supervisor.looks, function, self._cache, self._own.weight_roots)
         if local is None or not function.adapters:
             return local
-        local, missing = await disk.with_adapters(self._looks, function, local, self._cache, self._own.weight_roots)
+        local, missing = await disk.with_adapters(
+            self._supervisor.looks, function, local, self._cache, self._own.weight_roots
+        )
         return None if missing else local
 
     async def stored(self) -> list[Stored]:
         """Return all weights on this host. Raises NoAnswer."""
         declared, running = with_adapters(self._scheduler.catalogue().values()), self._scheduler.started_from()
-        return await disk.inventory(self._looks, self._cache, declared, running)
+        return await disk.inventory(self._supervisor.looks, self._cache, declared, running)
 
     async def remove(self, request: Remove) -> Removed:
         """Remove stored weights that nothing uses. Raises NoAnswer."""
-        running = [f.source for f in await self._fetches.all(()) if f.alive]
-        removed = await disk.remove(self._looks, self._cache, await self.stored(), request, running)
+        running = [f.source for f in await self._supervisor.fetches.all(()) if f.alive]
+        removed = await disk.remove(self._supervisor.looks, self._cache, await self.stored(), request, running)
         self.due.set()
         return removed
