@@ -1,6 +1,8 @@
 """What every test may use."""
 
 import functools
+import os
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -8,6 +10,11 @@ from httpx._transports import default as transports
 
 # Every client reads the machine's certificate authorities anew: 46 ms of CPU, and tests make thousands of clients.
 transports.create_ssl_context = functools.cache(transports.create_ssl_context)  # type: ignore[attr-defined]
+
+
+# Without bytecode, every process compiles the tests anew, and each of the hundreds that they start compiles cortex.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ RETIRED = {
     "caretaker": "monitor",
     "fate": "outcome",
     "flights": "in flight",
+    "given": "arguments, value",
     "found": "result, matches, answer",
     "heard": "received, report",
     "heed": "apply",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cortex.platform.weights.demo_model import write_bigram
+from tests.e2e.workers import ONE, TWO
 from tests.support.catalogues import aliases, entry, fake, gguf
 from tests.support.histogram import write_histogram
 from tests.support.stack import Stack, free_port, own_redis
@@ -31,7 +32,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", params=[1, 2], ids=["one-worker", "two-workers"])
+@pytest.fixture(scope="session", params=[ONE, TWO])
 def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Iterator[Stack]:
     """A running cortex."""
     folder = tmp_path_factory.mktemp(f"stack{request.param}")

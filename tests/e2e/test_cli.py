@@ -7,12 +7,10 @@ import threading
 
 import pytest
 
+from tests.e2e.workers import TWO
 from tests.support.stack import CORTEX, Stack, eventually
 
-pytestmark = [
-    pytest.mark.xdist_group("stack"),
-    pytest.mark.parametrize("stack", [2], ids=["two-workers"], indirect=True),
-]
+pytestmark = pytest.mark.parametrize("stack", [TWO], indirect=True)
 
 
 def test_call_streams_an_answer_and_reads_its_prompt_from_a_pipe(stack: Stack) -> None:
@@ -118,13 +116,15 @@ def test_lists_are_json_with_stable_names(stack: Stack) -> None:
 
 
 def test_the_doctor_lists_problems_with_their_fix(stack: Stack) -> None:
-    answer = json.loads(stack.cli("doctor", "--json").stdout)
+    def levels() -> dict[str, str]:
+        findings = {f["about"]: f["level"] for f in json.loads(stack.cli("doctor", "--json").stdout)}
+        return {about: findings[about] for about in ("router", "redis", "agent here", "fleet token")}
+
+    # An agent that takes more than three seconds to answer, as on a busy machine, is a warning.
+    eventually(lambda: set(levels().values()) == {"ok"}, within_s=60, what="the doctor to find no fault")
     away = dict(stack.env, CORTEX_URL="http://127.0.0.1:9", CORTEX_REDIS_URL="redis://127.0.0.1:9")
     lost = subprocess.run([*CORTEX, "doctor"], env=away, capture_output=True, text=True, timeout=60, check=False)
 
-    levels = {f["about"]: f["level"] for f in answer}
-    assert [f for f in answer if f["about"] == "router" and f["level"] != "ok"] == []
-    assert levels["router"] == levels["redis"] == levels["agent here"] == levels["fleet token"] == "ok"
     assert lost.returncode == 1
     assert "no router answers at http://127.0.0.1:9" in lost.stdout
     assert "Start it, or correct `[redis] url`." in lost.stdout

@@ -7,12 +7,10 @@ from typing import Any
 import pytest
 from backports import zstd
 
+from tests.e2e.workers import ONE
 from tests.support.stack import Stack, eventually
 
-pytestmark = [
-    pytest.mark.xdist_group("stack"),
-    pytest.mark.parametrize("stack", [1], indirect=True, ids=["one-worker"]),
-]
+pytestmark = pytest.mark.parametrize("stack", [ONE], indirect=True)
 
 USER = [{"role": "user", "content": "Hello"}]
 

@@ -5,12 +5,10 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.workers import TWO
 from tests.support.stack import Stack, eventually
 
-pytestmark = [
-    pytest.mark.xdist_group("stack"),
-    pytest.mark.parametrize("stack", [2], ids=["two-workers"], indirect=True),
-]
+pytestmark = pytest.mark.parametrize("stack", [TWO], indirect=True)
 
 
 def decisions(stack: Stack, **wanted: str) -> list[dict[str, Any]]:

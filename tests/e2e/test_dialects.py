@@ -18,12 +18,10 @@ import pytest
 
 from tests.e2e.conftest import ALPHA
 from tests.e2e.test_first_light import words
+from tests.e2e.workers import ONE
 from tests.support.stack import Stack, eventually
 
-pytestmark = [
-    pytest.mark.xdist_group("stack"),
-    pytest.mark.parametrize("stack", [1], indirect=True, ids=["one-worker"]),
-]
+pytestmark = pytest.mark.parametrize("stack", [ONE], indirect=True)
 
 USER: Any = [{"role": "user", "content": "Hello there!"}]
 TOOLS: Any = [

@@ -9,12 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.workers import ONE
 from tests.support.stack import CORTEX, Stack
 
-pytestmark = [
-    pytest.mark.xdist_group("stack"),
-    pytest.mark.parametrize("stack", [1], ids=["one-worker"], indirect=True),
-]
+pytestmark = pytest.mark.parametrize("stack", [ONE], indirect=True)
 
 ROOT = Path(__file__).parent.parent.parent
 DEFAULT_URL = "http://127.0.0.1:31313"

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 import openai
 import pytest
 
+from tests.e2e.workers import TWO
 from tests.support.stack import Stack
 
-pytestmark = [
-    pytest.mark.xdist_group("stack"),
-    pytest.mark.parametrize("stack", [2], ids=["two-workers"], indirect=True),
-]
+pytestmark = pytest.mark.parametrize("stack", [TWO], indirect=True)
 
 TEXTS = ["red boat", "the boat lies still", "bread at dawn"]
 

@@ -7,12 +7,10 @@ import pytest
 
 from cortex.platform.process.environment import MARKER, OWNER
 from tests.e2e.conftest import SECRETS
+from tests.e2e.workers import TWO
 from tests.support.stack import Stack
 
-pytestmark = [
-    pytest.mark.xdist_group("stack"),
-    pytest.mark.parametrize("stack", [2], ids=["two-workers"], indirect=True),
-]
+pytestmark = pytest.mark.parametrize("stack", [TWO], indirect=True)
 
 
 def test_any_program_can_serve_by_its_command_line(stack: Stack) -> None:

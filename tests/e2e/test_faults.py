@@ -15,12 +15,10 @@ from cortex.platform.keys import host_token, worker_key
 from cortex.platform.process.environment import MARKER
 from cortex.platform.record import HostRecord, RouterReport
 from cortex.platform.workers.activity import requests_running
+from tests.e2e.workers import TWO
 from tests.support.stack import Stack, eventually
 
-pytestmark = [
-    pytest.mark.xdist_group("stack"),
-    pytest.mark.parametrize("stack", [2], ids=["two-workers"], indirect=True),
-]
+pytestmark = pytest.mark.parametrize("stack", [TWO], indirect=True)
 
 MESSAGES = [{"role": "user", "content": "Hello!"}]
 

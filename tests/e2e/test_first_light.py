@@ -14,12 +14,10 @@ import openai
 import pytest
 
 from tests.e2e.conftest import ALPHA, BRAVO
+from tests.e2e.workers import TWO
 from tests.support.stack import Stack, eventually
 
-pytestmark = [
-    pytest.mark.xdist_group("stack"),
-    pytest.mark.parametrize("stack", [2], ids=["two-workers"], indirect=True),
-]
+pytestmark = pytest.mark.parametrize("stack", [TWO], indirect=True)
 
 MESSAGES: Any = [{"role": "user", "content": "Hello!"}]
 

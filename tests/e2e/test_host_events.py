@@ -5,13 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.workers import TWO
 from tests.support.replay import differences
 from tests.support.stack import Stack
 
-pytestmark = [
-    pytest.mark.xdist_group("stack"),
-    pytest.mark.parametrize("stack", [2], ids=["two-workers"], indirect=True),
-]
+pytestmark = pytest.mark.parametrize("stack", [TWO], indirect=True)
 PROMPT = "a question that is not for others"
 
 

@@ -5,12 +5,10 @@ import json
 import httpx
 import pytest
 
+from tests.e2e.workers import ONE
 from tests.support.stack import Stack, eventually
 
-pytestmark = [
-    pytest.mark.xdist_group("stack"),
-    pytest.mark.parametrize("stack", [1], indirect=True, ids=["one-worker"]),
-]
+pytestmark = pytest.mark.parametrize("stack", [ONE], indirect=True)
 
 
 def test_an_alias_reaches_the_worker_as_the_concrete_id(stack: Stack) -> None:

@@ -8,13 +8,11 @@ import httpx
 import ollama
 import pytest
 
+from tests.e2e.workers import ONE
 from tests.router.dialects.request_builders import PNG
 from tests.support.stack import Stack, eventually
 
-pytestmark = [
-    pytest.mark.xdist_group("stack"),
-    pytest.mark.parametrize("stack", [1], indirect=True, ids=["one-worker"]),
-]
+pytestmark = pytest.mark.parametrize("stack", [ONE], indirect=True)
 
 USER = {"role": "user", "content": "Hello"}
 GREEDY = {"temperature": 0, "top_k": 1, "seed": 1, "num_predict": 12}

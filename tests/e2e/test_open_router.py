@@ -4,12 +4,10 @@ import httpx
 import pytest
 
 from tests.e2e.security.raw import say
+from tests.e2e.workers import TWO
 from tests.support.stack import Stack
 
-pytestmark = [
-    pytest.mark.xdist_group("stack"),
-    pytest.mark.parametrize("stack", [2], ids=["two-workers"], indirect=True),
-]
+pytestmark = pytest.mark.parametrize("stack", [TWO], indirect=True)
 
 
 def test_a_foreign_host_name_is_rejected(stack: Stack) -> None:

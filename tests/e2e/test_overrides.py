@@ -2,12 +2,10 @@
 
 import pytest
 
+from tests.e2e.workers import TWO
 from tests.support.stack import Stack, eventually
 
-pytestmark = [
-    pytest.mark.xdist_group("stack"),
-    pytest.mark.parametrize("stack", [2], ids=["two-workers"], indirect=True),
-]
+pytestmark = pytest.mark.parametrize("stack", [TWO], indirect=True)
 
 
 def test_a_pinned_function_is_not_reaped_until_it_is_unpinned(stack: Stack) -> None:

@@ -8,12 +8,10 @@ import httpx
 import pytest
 
 from cortex.platform.keys import host_token, worker_key
+from tests.e2e.workers import TWO
 from tests.support.stack import Stack, eventually
 
-pytestmark = [
-    pytest.mark.xdist_group("stack"),
-    pytest.mark.parametrize("stack", [2], ids=["two-workers"], indirect=True),
-]
+pytestmark = pytest.mark.parametrize("stack", [TWO], indirect=True)
 
 BODY = {"model": "fake/streams", "messages": [{"role": "user", "content": "a secret question"}], "stream": True}
 

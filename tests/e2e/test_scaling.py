@@ -4,12 +4,12 @@ import contextlib
 
 import pytest
 
+from tests.e2e.workers import TWO
 from tests.support.stack import Stack, eventually
 
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.xdist_group("stack"),
-    pytest.mark.parametrize("stack", [2], ids=["two-workers"], indirect=True),
+    pytest.mark.parametrize("stack", [TWO], indirect=True),
 ]
 
 

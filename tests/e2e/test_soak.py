@@ -146,7 +146,7 @@ def test_after_random_requests_and_faults_the_fleet_is_consistent(fleet: Fleet, 
         f"the record was read {watch.samples} times; the fullest device was {watch.fullest:.0%} full",
     ]
     tell("\n  ".join(figures))
-    assert wrong.seen == [], f"seed {SEED}:\n" + "\n".join(wrong.seen)
+    assert wrong.faults == [], f"seed {SEED}:\n" + "\n".join(wrong.faults)
     assert not any(thread.is_alive() for thread in asking)
     assert served == list(FUNCTIONS)
     assert clients.outcomes["200 whole"] and clients.outcomes["200 stream"]

@@ -15,8 +15,6 @@ from tests.support.catalogues import fake
 from tests.support.fleet import Fleet
 from tests.support.stack import Stack, eventually, own_redis
 
-pytestmark = pytest.mark.xdist_group("stack")
-
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"

@@ -5,12 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.workers import TWO
 from tests.support.stack import Stack
 
-pytestmark = [
-    pytest.mark.xdist_group("stack"),
-    pytest.mark.parametrize("stack", [2], ids=["two-workers"], indirect=True),
-]
+pytestmark = pytest.mark.parametrize("stack", [TWO], indirect=True)
 
 
 def test_status_prints_the_pages_url_and_opens_it_logged_in(stack: Stack, tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ def test_a_gated_repository_is_fetched_and_the_token_is_sent_to_the_hub_only(sta
             return False
 
     assert [p for p in stack.folder.rglob("*") if p.name != "hf-token" and has_token(p)] == []
-    assert {s.token for s in hub.seen if s.cdn} == {""}
+    assert {r.token for r in hub.requests if r.cdn} == {""}
 
 
 def test_a_missing_repository_is_an_error_with_the_function_and_the_fix(stack: Stack) -> None:

@@ -153,11 +153,11 @@ def test_a_host_may_have_any_name(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "expected", "equal"),
+    ("secret", "expected", "equal"),
     [("a", "a", True), ("a", "b", False), ("", "a", False), ("a", "ab", False), ("é", "é", True)],
 )
-def test_only_equal_secrets_are_the_same(given: str, expected: str, equal: bool) -> None:
-    assert same(given, expected) is equal
+def test_only_equal_secrets_are_the_same(secret: str, expected: str, equal: bool) -> None:
+    assert same(secret, expected) is equal
 
 
 def test_a_token_is_created_once_and_then_read(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Several agents and a router on one machine, as processes that a test can kill and restart."""
 
 import contextlib
-import os
 import signal
 import socket
 import subprocess
@@ -19,7 +18,7 @@ from cortex.platform.process.environment import MARKER, OWNER
 from cortex.platform.record import HostRecord, used_instance
 from cortex.platform.workers.process import owner
 from tests.support.activation import activated
-from tests.support.stack import CORTEX, eventually, free_port
+from tests.support.stack import CORTEX, environment, eventually, free_port
 
 TOKEN = "test-token-2b9e"
 
@@ -44,9 +43,8 @@ class Fleet:
         self.models = folder / "models.toml"
         self.models.write_text(models)
         (folder / "token").write_text(TOKEN)
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CORTEX_", "PYTHONDONTWRITE"))}
         self._base = {
-            **inherited,
+            **environment(),
             "XDG_STATE_HOME": str(folder / "state"),
             "XDG_CACHE_HOME": str(folder / "cache"),
             "CORTEX_REDIS_URL": redis_url,
@@ -199,4 +197,4 @@ class Fleet:
             return False
 
     def _hosts(self) -> set[str]:
-        return {h["name"] for h in self.http.get("/admin/hosts").json()["hosts"]}
+        return {h["name"] for h in self.http.get("/admin/hosts").json().get("hosts", ())}

@@ -49,7 +49,7 @@ class FakeHub:
         self.bytes_s = 0.0
         """How fast it sends; 0: as fast as it can."""
         self.ranges = True
-        self.seen: list[HubRequest] = []
+        self.requests: list[HubRequest] = []
         self.sent: dict[str, int] = defaultdict(int)
         """Bytes sent, by file."""
         self.url = self.cdn_url = ""
@@ -60,7 +60,9 @@ class FakeHub:
 
     def transfers(self, path: str) -> list[HubRequest]:
         """Every GET of a file's content."""
-        return [s for s in self.seen if s.method == "GET" and s.path.endswith(path) and not s.path.startswith("/api/")]
+        return [
+            r for r in self.requests if r.method == "GET" and r.path.endswith(path) and not r.path.startswith("/api/")
+        ]
 
 
 @contextmanager
@@ -95,7 +97,7 @@ def _handler(hub: FakeHub, *, cdn: bool) -> type[BaseHTTPRequestHandler]:
         def _answer(self) -> None:
             path = unquote(urlsplit(self.path).path)
             token = self.headers.get("authorization", "")
-            hub.seen.append(HubRequest(self.command, path, self.headers.get("range", ""), token, cdn))
+            hub.requests.append(HubRequest(self.command, path, self.headers.get("range", ""), token, cdn))
             name = path.rpartition("/")[2]
             if hub.faults[name] and self.command == "GET":
                 self._say(hub.faults[name].pop(0), {"retry-after": "0"})

@@ -4,7 +4,9 @@
 something to become true, with a deadline.
 """
 
+import atexit
 import contextlib
+import functools
 import itertools
 import os
 import random
@@ -12,11 +14,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import certifi
 import httpx
 import psutil
 import redis
@@ -38,6 +42,24 @@ def eventually(look: Callable[[], T], *, within_s: float = 15.0, what: str = "")
             return view
         assert time.monotonic() < deadline, f"not within {within_s} s: {what or look}; last seen: {view!r}"
         time.sleep(0.02)
+
+
+@functools.cache
+def one_authority() -> str:
+    """Return a file with a single certificate authority: every process that imports aiohttp loads those of the machine
+    twice, a tenth of a second of CPU, and no test calls a server that they know."""
+    text = Path(certifi.where()).read_text()
+    end = "-----END CERTIFICATE-----\n"
+    with tempfile.NamedTemporaryFile("w", prefix="authority", suffix=".pem", delete=False) as file:
+        file.write(text[: text.index(end)] + end)
+    atexit.register(Path(file.name).unlink, missing_ok=True)
+    return file.name
+
+
+def environment() -> dict[str, str]:
+    """Return the environment that a program under test starts from."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("CORTEX_")}
+    return {**inherited, "SSL_CERT_FILE": one_authority()}
 
 
 _ports = itertools.cycle(random.SystemRandom().sample(range(10_000, 20_000), 10_000))
@@ -70,7 +92,7 @@ class Stack:
         self.port = free_port()
         self.taken_port = 0
         self.env = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("CORTEX_", "PYTHONDONTWRITE"))},
+            **environment(),
             "XDG_STATE_HOME": str(folder / "state"),
             "XDG_CACHE_HOME": str(folder / "cache"),
             "CORTEX_AGENT__LISTEN": f"127.0.0.1:{free_port()}",

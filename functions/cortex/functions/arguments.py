@@ -16,7 +16,7 @@ _ALWAYS = {
     "--host": "[agent] worker_host is where workers listen",
     "--port": "cortex chooses the port of each worker",
 }
-_GIVEN: Mapping[Engine, Mapping[str, str]] = {
+_SET_BY_CORTEX: Mapping[Engine, Mapping[str, str]] = {
     Engine.LLAMACPP: {
         **_ALWAYS,
         **dict.fromkeys(("-m", "--model", "-hf", "-hfr", "--hf-repo", "-hff", "--hf-file"), _MODEL),
@@ -73,7 +73,7 @@ def duplicates(function: Function) -> Iterator[str]:
     if function.engine is Engine.FAKE:
         return
     command = function.engine is Engine.COMMAND
-    own = _of_command(function.command) if command else _GIVEN[function.engine]
+    own = _of_command(function.command) if command else _SET_BY_CORTEX[function.engine]
     if_set = _GIVEN_IF_SET.get(function.engine, {})
     for word in function.args:
         name = _dashed(word.partition("=")[0])

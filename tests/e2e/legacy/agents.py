@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from cortex.functions import catalogue
 from cortex.platform.agent_messages import CatalogueUpdate
 from cortex.platform.keys import host_token, worker_key
 from cortex.platform.record import RouterReport
-from tests.support.stack import CORTEX, eventually, free_port
+from tests.support.stack import CORTEX, environment, eventually, free_port
 
 MESSAGES = [{"role": "user", "content": "Hello!"}]
 PLAIN: Any = {"trust_env": False, "verify": False}
@@ -44,7 +43,7 @@ class Agent:
         values = {"name": name, "listen": f"127.0.0.1:{self.port}", "keep_workers": False, **settings}
         texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
         env = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(("CORTEX_", "PYTHONDONTWRITE"))},
+            **environment(),
             **{f"CORTEX_AGENT__{key}".upper(): text for key, text in texts.items()},
             "CORTEX_REDIS__URL": redis_url,
             "CORTEX_TOKEN_FILE": str(token_file),

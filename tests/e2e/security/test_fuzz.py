@@ -63,7 +63,7 @@ NAMED = {
     "raw": leaves,
 }
 objects = st.dictionaries(st.sampled_from(sorted(NAMED)), values, max_size=4).flatmap(
-    lambda given: st.fixed_dictionaries({name: NAMED[name] | st.just(value) for name, value in given.items()})
+    lambda fields: st.fixed_dictionaries({name: NAMED[name] | st.just(value) for name, value in fields.items()})
 )
 chats = st.fixed_dictionaries(
     {"model": NAMED["model"], "messages": messages},

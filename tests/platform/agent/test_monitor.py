@@ -40,7 +40,6 @@ class Workers:
         self.ram_mb: dict[str, int] = {}
         self.sick: set[str] = set()
         self.checked: list[str] = []
-        self.health = self
 
     def forget_misses(self, present: Any) -> None:
         pass

@@ -35,7 +35,6 @@ class Worker:
 
     def __init__(self, *options: str, env: dict[str, str] | None = None, key: str = KEY) -> None:
         environment = {**os.environ, "CORTEX_WORKER_KEY": key, **(env or {})}
-        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cortex.platform.fake_engine", "--port=0", f"--model={MODEL}", *options],
             stdin=subprocess.DEVNULL,

@@ -200,7 +200,7 @@ def test_a_gated_repository_needs_a_token_that_only_the_hub_sees(hub: FakeHub, t
     fetch(hub, target, tmp_path, token="hf_secret")
 
     assert require_found(target, tmp_path)
-    assert {s.token for s in hub.seen if s.cdn} == {""}
+    assert {r.token for r in hub.requests if r.cdn} == {""}
     assert "hf_wrong" not in str(refused.value)
 
 
@@ -237,7 +237,7 @@ def test_offline_mode_sends_no_request_and_the_error_names_it(hub: FakeHub, tmp_
     assert "org/m is not on this host, and HF_HUB_OFFLINE forbids fetching it" in completed.stdout
     assert f"put its files into {tmp_path}/by-hand/org/m" in completed.stdout
     assert completed.stdout.startswith("WeightsUnavailable")
-    assert hub.seen == []
+    assert hub.requests == []
 
 
 def test_by_hand_files_are_used_once_complete(tmp_path: Path) -> None:

@@ -18,9 +18,8 @@ class Record:
 
     def __init__(self, *stored: ApiKey) -> None:
         self.stored: tuple[ApiKey, ...] | None = stored
-        self.api_keys = self
 
-    async def all(self) -> list[ApiKey]:
+    async def keys(self) -> list[ApiKey]:
         if self.stored is None:
             raise RecordUnavailable("away")
         return list(self.stored)

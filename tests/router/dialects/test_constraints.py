@@ -180,13 +180,13 @@ def test_a_property_may_have_the_name_of_a_json_schema_keyword() -> None:
 @pytest.mark.parametrize("ask", [chat_request, messages_request, responses_request])
 def test_a_too_costly_tool_schema_is_loosened(ask: Any) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": COSTLY[0], "maxLength": 10**9}}}
-    given: Json = {
+    declaration: Json = {
         chat_request: {"type": "function", "function": {"name": "f", "parameters": schema}},
         messages_request: tool("f", input_schema=schema),
         responses_request: {"type": "function", "name": "f", "parameters": schema},
     }[ask]
 
-    actual = body_of(ask(tools=[given]))["tools"][0]["function"]["parameters"]
+    actual = body_of(ask(tools=[declaration]))["tools"][0]["function"]["parameters"]
 
     assert actual == {"type": "object", "properties": {"a": {"type": "string"}}}
 

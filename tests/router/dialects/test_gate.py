@@ -72,9 +72,9 @@ def test_a_field_that_an_operator_allows_passes() -> None:
 
 
 def test_template_arguments_pass_by_name_with_scalar_values() -> None:
-    given = {"enable_thinking": False, "chat_template": "{{ x }}", "tokenize": False, "thinking": {"a": 1}, "b": 1}
+    arguments = {"enable_thinking": False, "chat_template": "{{ x }}", "tokenize": False, "thinking": {"a": 1}, "b": 1}
 
-    parsed = chat_request(able("vllm"), chat_template_kwargs=given)
+    parsed = chat_request(able("vllm"), chat_template_kwargs=arguments)
 
     assert body_of(parsed)["chat_template_kwargs"] == {"enable_thinking": False}
     assert set(parsed.dropped) == {f"chat_template_kwargs.{n}" for n in ("chat_template", "tokenize", "thinking", "b")}

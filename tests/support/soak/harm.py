@@ -10,16 +10,16 @@ MOST_KEPT = 20
 
 
 class Wrong:
-    """What was seen and must not be."""
+    """Faults that a soak finds; the first few are enough."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
-        self.seen: list[str] = []
+        self.faults: list[str] = []
 
     def add(self, text: str) -> None:
-        """Note it; the first few are enough."""
-        if len(self.seen) < MOST_KEPT:
-            self.seen.append(f"{time.monotonic() - self._began:6.2f} s: {text}")
+        """Note one."""
+        if len(self.faults) < MOST_KEPT:
+            self.faults.append(f"{time.monotonic() - self._began:6.2f} s: {text}")
 
 
 class Harm:
