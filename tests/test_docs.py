@@ -12,7 +12,7 @@ import pytest
 
 from cortex.cli.main import cli
 from cortex.functions.spec import Function
-from cortex.platform import metrics, quota, registry
+from cortex.platform import key_record, metrics, quota, registry
 from cortex.platform.agent.publisher import TTL_BEATS
 from cortex.platform.record_keys import RecordKeys
 from cortex.platform.weights.jobs import FAILED_TTL_S, RESULT_TTL_S
@@ -192,7 +192,7 @@ def test_the_page_of_the_record_has_the_type_of_every_key() -> None:
         ("cortex:router:<router>", f"{registry.ROUTER_TTL_S:g} s"),
         ("cortex:claim:<function>", f"{CLAIM_S:g} s"),
         ("cortex:sweep", f"{SWEEP_LEASE_S:g} s"),
-        ("cortex:key:<digest>", f"{registry.EXPIRED_S // 86400} days"),
+        ("cortex:key:<digest>", f"{key_record.EXPIRED_S // 86400} days"),
         ("cortex:tickets:{<key>}", f"{quota.LEASE_S:g} s"),
         ("cortex:sessions", f"{SESSION_S // 86400} days"),
         ("cortex:decisions", f"the last {registry.MOST_DECISIONS}"),

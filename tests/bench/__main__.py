@@ -94,7 +94,7 @@ class Bench:
 
     async def _write_keys(self, redis_url: str) -> None:
         registry = Registry(redis_url)
-        await registry.put_keys(*KEYS.values())
+        await registry.api_keys.put(*KEYS.values())
         await registry.close()
 
     @contextlib.contextmanager

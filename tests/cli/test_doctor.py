@@ -11,20 +11,18 @@ import pytest
 import redis
 from msgspec.structs import replace
 
-from cortex.cli.doctor import (
-    Finding,
+from cortex.cli.checks.finding import Finding
+from cortex.cli.checks.fleet import check_background, check_hosts, check_parking
+from cortex.cli.checks.machine import (
     check_agents,
-    check_background,
     check_disks,
     check_folders,
-    check_hosts,
-    check_parking,
     check_ports,
     check_redis,
     check_space,
     check_tokens,
-    run_checks,
 )
+from cortex.cli.doctor import run_checks
 from cortex.platform.keys import host_file
 from cortex.platform.record import Held, Namesake, Tier
 from cortex.platform.settings import Agent, Gateway, Redis, Settings

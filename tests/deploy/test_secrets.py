@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cortex.platform import settings
+from cortex.platform import settings_file
 from cortex.platform.keys import FleetToken, HostToken, host_file
 from cortex.platform.settings import SettingsError
 from tests.deploy.linted import ROOT
@@ -92,8 +92,8 @@ def test_each_host_has_its_own_token_for_every_token_of_the_fleet(machines: Path
 
 
 def test_agents_start_with_the_settings_and_tokens_of_their_machine_and_routers_with_theirs(machines: Path) -> None:
-    router, _ = settings.load(machines / "box" / "cortex.toml", {})
-    host, _ = settings.load(machines / "gpu" / "cortex.toml", {})
+    router, _ = settings_file.load(machines / "box" / "cortex.toml", {})
+    host, _ = settings_file.load(machines / "gpu" / "cortex.toml", {})
 
     token = HostToken.of(host)
 
@@ -104,7 +104,7 @@ def test_agents_start_with_the_settings_and_tokens_of_their_machine_and_routers_
 
 
 def test_a_host_with_the_token_of_another_machine_does_not_start(machines: Path) -> None:
-    host, _ = settings.load(
+    host, _ = settings_file.load(
         machines / "gpu" / "cortex.toml", {"CORTEX_AGENT__TOKEN_FILE": f"{machines}/box/host.token"}
     )
 

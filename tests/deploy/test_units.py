@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cortex.platform import settings
+from cortex.platform import settings_file
 
 ANALYZE, NFT = shutil.which("systemd-analyze"), shutil.which("nft", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 MOST_EXPOSED = {
@@ -53,7 +53,7 @@ def test_a_unit_has_at_most_its_documented_exposure(unit: str, files: Path) -> N
 
 
 def test_the_rendered_settings_are_valid(files: Path) -> None:
-    result, _ = settings.load(files / "cortex.toml", {})
+    result, _ = settings_file.load(files / "cortex.toml", {})
 
     assert result.redis.url == "redis://cortex-router@10.0.0.9:6380/0"
     assert result.token_file == "/etc/cortex/fleet.token"
@@ -72,7 +72,7 @@ def test_routers_run_as_a_separate_user(files: Path) -> None:
 
 
 def test_with_tls_redis_and_agents_accept_tls_only(tls_files: Path) -> None:
-    result, _ = settings.load(tls_files / "cortex.toml", {})
+    result, _ = settings_file.load(tls_files / "cortex.toml", {})
     redis = (tls_files / "redis.conf").read_text().splitlines()
     unit = (tls_files / "cortex-agent.service").read_text()
 

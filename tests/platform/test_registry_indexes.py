@@ -41,14 +41,14 @@ def write_as_an_earlier_release(raw: redis.Redis) -> None:
 
 async def test_values_are_read_back_without_a_scan(registry: Registry, raw: redis.Redis) -> None:
     await registry.fleet(0.0)
-    await registry.keys()
+    await registry.api_keys.all()
     scans = calls(raw, "scan")
     await registry.publish_host(HOST, 60)
     await registry.publish_router(RouterReport(id="r"))
     await registry.override("f", Override(min=2))
-    await registry.put_keys(KEY)
+    await registry.api_keys.put(KEY)
 
-    fleet, keys = await registry.fleet(5.0), await registry.keys()
+    fleet, keys = await registry.fleet(5.0), await registry.api_keys.all()
 
     assert (list(fleet.hosts), list(fleet.routers), fleet.overrides) == (["a"], ["r"], {"f": Override(min=2)})
     assert keys == [KEY]
@@ -58,12 +58,12 @@ async def test_values_are_read_back_without_a_scan(registry: Registry, raw: redi
 
 async def test_a_keys_group_can_change_and_a_deleted_key_stays_deleted(registry: Registry, raw: redis.Redis) -> None:
     gone = replace(KEY, digest=digest("gone"), id="2", name="gone")
-    await registry.put_keys(KEY, gone)
-    await registry.drop_keys([gone.digest])
+    await registry.api_keys.put(KEY, gone)
+    await registry.api_keys.delete([gone.digest])
 
-    await registry.group_keys([KEY.digest, gone.digest], "search")
+    await registry.api_keys.set_group([KEY.digest, gone.digest], "search")
 
-    assert await registry.keys() == [replace(KEY, group="search")]
+    assert await registry.api_keys.all() == [replace(KEY, group="search")]
     assert raw.exists(f"cortex:key:{gone.digest}") == 0
 
 
@@ -71,16 +71,16 @@ async def test_removal_deletes_all_keys_and_index_entries(registry: Registry, ra
     await registry.publish_host(HOST, 60)
     await registry.publish_router(RouterReport(id="r"))
     await registry.override("f", Override(min=2))
-    await registry.put_keys(KEY)
-    await registry.keys()
+    await registry.api_keys.put(KEY)
+    await registry.api_keys.all()
 
     await registry.remove_host("a")
     await registry.remove_router("r")
     await registry.override("f", Override())
-    await registry.drop_keys([KEY.digest])
+    await registry.api_keys.delete([KEY.digest])
 
     fleet = await registry.fleet(0.0)
-    assert (fleet.hosts, fleet.routers, fleet.overrides, await registry.keys()) == ({}, {}, {}, [])
+    assert (fleet.hosts, fleet.routers, fleet.overrides, await registry.api_keys.all()) == ({}, {}, {}, [])
     assert set(raw.keys()) == {"cortex:overrides", "cortex:keys"}
     assert raw.smembers("cortex:overrides") == raw.smembers("cortex:keys") == {""}
 
@@ -117,7 +117,7 @@ async def test_the_first_read_builds_missing_indexes(registry: Registry, raw: re
     for n in range(50):
         raw.set(f"other:{n}", "x")
 
-    fleet, keys = await registry.fleet(0.0), await registry.keys()
+    fleet, keys = await registry.fleet(0.0), await registry.api_keys.all()
 
     assert (list(fleet.hosts), list(fleet.routers), fleet.overrides) == (["a"], ["r"], {"f": Override(min=2)})
     assert keys == [KEY]
@@ -138,7 +138,7 @@ async def test_slow_indexing_continues_with_the_next_call(
     while not answers or isinstance(answers[-1], RecordUnavailable):
         assert len(answers) < 200
         try:
-            answers.append(await registry.keys())
+            answers.append(await registry.api_keys.all())
         except RecordUnavailable as error:
             answers.append(error)
     await registry.close()
@@ -148,20 +148,20 @@ async def test_slow_indexing_continues_with_the_next_call(
 
 
 async def test_a_lost_index_is_rebuilt(registry: Registry, raw: redis.Redis) -> None:
-    await registry.put_keys(KEY)
+    await registry.api_keys.put(KEY)
     await registry.override("f", Override(min=2))
     await registry.fleet(0.0)
-    await registry.keys()
+    await registry.api_keys.all()
     raw.delete("cortex:keys", "cortex:overrides")
 
-    fleet, keys = await registry.fleet(0.0), await registry.keys()
+    fleet, keys = await registry.fleet(0.0), await registry.api_keys.all()
 
     assert (fleet.overrides, keys) == ({"f": Override(min=2)}, [KEY])
 
 
 async def test_a_value_of_an_earlier_release_is_indexed_at_its_bell(registry: Registry, raw: redis.Redis) -> None:
     await registry.fleet(0.0)
-    await registry.keys()
+    await registry.api_keys.all()
     bell = registry.bell()
     await anext(bell)
     write_as_an_earlier_release(raw)
@@ -170,7 +170,7 @@ async def test_a_value_of_an_earlier_release_is_indexed_at_its_bell(registry: Re
         while await anext(bell) != name:
             pass
 
-    fleet, keys = await registry.fleet(0.0), await registry.keys()
+    fleet, keys = await registry.fleet(0.0), await registry.api_keys.all()
 
     assert (list(fleet.hosts), list(fleet.routers), fleet.overrides) == (["a"], ["r"], {"f": Override(min=2)})
     assert keys == [KEY]
@@ -184,11 +184,11 @@ async def test_an_emptied_redis_is_refilled_by_the_next_reports(registry: Regist
 
     await registry.publish_host(HOST, 60)
     await registry.publish_router(RouterReport(id="r"))
-    await registry.put_keys(KEY)
+    await registry.api_keys.put(KEY)
 
     fleet = await registry.fleet(120.0)
     assert empty.hosts == {}
-    assert (list(fleet.hosts), list(fleet.routers), await registry.keys()) == (["a"], ["r"], [KEY])
+    assert (list(fleet.hosts), list(fleet.routers), await registry.api_keys.all()) == (["a"], ["r"], [KEY])
 
 
 GARBAGE = [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"null", b'{"name": 1}', b"9" * 5000]
@@ -210,7 +210,7 @@ async def test_invalid_values_are_ignored(registry: Registry, raw: redis.Redis, 
     fleet = await registry.fleet(0.0)
 
     assert list(fleet.hosts) == ["a"]
-    assert (fleet.routers, await registry.keys()) == ({}, [])
+    assert (fleet.routers, await registry.api_keys.all()) == ({}, [])
     assert isinstance(await registry.ledger(), dict)
     assert len(await registry.counted(["x"])) <= 1
     assert await registry.host("x", 0.0) is None
@@ -232,7 +232,7 @@ async def test_keys_of_a_wrong_type_fail_one_call_and_are_replaced(
         "publish_router": lambda: registry.publish_router(RouterReport(id="r")),
         "touch": lambda: registry.touch({"f:f": 1.0}),
         "fleet": lambda: registry.fleet(0.0),
-        "keys": registry.keys,
+        "keys": registry.api_keys.all,
         "host": lambda: registry.host("x", 0.0),
         "router": lambda: registry.router("x"),
         "sweep": lambda: registry.lease_sweep("r", 5),

@@ -11,19 +11,8 @@ from msgspec.structs import replace
 import tests.support  # noqa: F401
 from cortex.cli import up
 from cortex.cli.exits import Failed
-from cortex.platform.settings import (
-    Agent,
-    DeclaredDevice,
-    Eviction,
-    Gateway,
-    Log,
-    Redis,
-    Settings,
-    SettingsError,
-    encode_env,
-    load,
-    read,
-)
+from cortex.platform.settings import Agent, DeclaredDevice, Eviction, Gateway, Log, Redis, Settings, SettingsError
+from cortex.platform.settings_file import encode_env, load, read
 
 DEFAULTS = replace(Settings(), models_config="/etc/cortex/models.toml")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cortex.platform import settings, text_files
+from cortex.platform import settings_file, text_files
 from cortex.router import live_catalogue
 
 TEXT = '[[models]]\nid = "e"\nengine = "fake"\n'
@@ -24,7 +24,7 @@ def test_settings_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
     path = tmp_path / "cortex.toml"
     path.write_bytes('[log]\nlevel = "debug"\n'.encode("utf-8-sig"))
 
-    loaded, _ = settings.load(path, {})
+    loaded, _ = settings_file.load(path, {})
 
     assert loaded.log.level == "debug"
 

@@ -43,7 +43,7 @@ async def test_a_sweep_step_that_raises_does_not_stop_the_other_steps() -> None:
             raise ValueError("a fault")
 
         @property
-        def catalogue(self) -> Catalogue:
+        def hosted(self) -> Catalogue:
             raise RecordUnavailable("no answer")
 
     async def forget_used(members: Iterable[str]) -> None:

@@ -18,7 +18,7 @@ def test_an_internal_error_logs_its_location_without_the_requests_content(form: 
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
 
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["500"] * 4
-    assert done.stderr.count("request_broke") == 4
+    assert done.stderr.count("request_failed") == 4
     assert "Exception in ASGI application" in done.stderr
     for text in ("RuntimeError", "after KeyError", "broken.py:", "in breaks"):
         assert done.stderr.count(text) >= 5

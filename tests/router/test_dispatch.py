@@ -86,7 +86,13 @@ class Served:
         async def send(message: Any) -> None:
             self.sent.append(message)
 
-        scope = {"type": "http", "path": path, "method": method, "headers": [(b"host", b"h"), *headers]}
+        scope = {
+            "type": "http",
+            "path": path,
+            "query_string": b"",
+            "method": method,
+            "headers": [(b"host", b"h"), *headers],
+        }
         await with_client(self.app)(scope, None, send)
         return self.sent
 
@@ -135,7 +141,14 @@ async def test_a_request_is_not_begun_while_its_client_leaves_earlier_answers_un
 
     client = FullClient()
     client.is_full = True
-    scope = {"type": "http", "path": "/v1/messages", "method": "POST", "headers": [], "extensions": {EXTENSION: client}}
+    scope = {
+        "type": "http",
+        "path": "/v1/messages",
+        "query_string": b"",
+        "method": "POST",
+        "headers": [],
+        "extensions": {EXTENSION: client},
+    }
     task = asyncio.create_task(served.app(scope, cast(Any, None), cast(Any, None)))
     await asyncio.sleep(0)
     begun = list(served.ids)

@@ -23,7 +23,8 @@ from cortex.router.dialects.chat.stream import ChatStream, Reply
 from cortex.router.dialects.core import chunks
 from cortex.router.request.relay import Relay
 from cortex.router.request.request_record import RequestRecord
-from cortex.router.request.worker_connections import WorkerConnection, WorkerResponse
+from cortex.router.request.worker_connections import WorkerConnection
+from cortex.router.request.worker_response import WorkerResponse
 from tests.bench import servers
 from tests.bench.__main__ import Bench
 from tests.support.incoming import ReadingClient

@@ -36,6 +36,7 @@ from cortex.router import start_history
 from cortex.router.activation import agents as agents_module
 from cortex.router.activation.activator import Activator
 from cortex.router.activation.agents import Agents
+from cortex.router.activation.proposer import Proposer
 from cortex.router.background import COUNT_S, Reporter, Sweeper, probe_silent_hosts
 from cortex.router.decision_log import DecisionLog
 from cortex.router.fleet_view import FleetView
@@ -193,9 +194,8 @@ class SimulatedRouter:
         self._decision_log = DecisionLog(self.id)
         self._probe = Probe(keys_of)
         self._probe._http = session  # type: ignore[assignment]
-        self._activator = Activator(
-            self.view, own, agents, in_flight, self.live_catalogue, self._probe, self._decision_log
-        )
+        proposer = Proposer(self.view, agents, in_flight, self._decision_log)
+        self._activator = Activator(self.view, own, proposer, in_flight, self.live_catalogue, self._probe)
         self._deaths = Deaths(self.view, self._probe, own, self._decision_log, self.id)
         self._reporter = Reporter(own, self.view, in_flight, self._deaths.open_requests, self.live_catalogue)
         self.operations = Operations(

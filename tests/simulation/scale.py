@@ -27,6 +27,7 @@ from cortex.platform.record import Device, HostRecord, Instance
 from cortex.platform.registry import Registry
 from cortex.router.activation.activator import Activator
 from cortex.router.activation.agents import Agents
+from cortex.router.activation.proposer import Proposer
 from cortex.router.errors import RequestError
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import Target
@@ -200,7 +201,8 @@ async def _start(
     running = {i.function for h in records.values() for i in h.instances}
     cold = [f for f in catalogue.values() if f.id not in running][: round(scale.rate * LASTS_S)]
     agents = _ValueAgents(registry, records)
-    activator = Activator(view, registry, agents, InFlight("router-1"), _Declared(), _Well())
+    in_flight = InFlight("router-1")
+    activator = Activator(view, registry, Proposer(view, agents, in_flight), in_flight, _Declared(), _Well())
     waited: list[float] = []
     began, cpu = time.perf_counter(), time.process_time()
 

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from cortex.router.request.worker_connections import ConnectionFailed, NotConnected, Sink
+from cortex.router.request.worker_response import ConnectionFailed, NotConnected, Sink
 from tests.simulation.machine import Machine, Worker
 from tests.simulation.network import Cut, Network
 from tests.simulation.virtual_time import PROCESS, VirtualLoop, settle

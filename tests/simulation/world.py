@@ -18,7 +18,8 @@ from cortex.platform.api_keys import ANONYMOUS, RIGHTS, Principal, Scope
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.router.dialects.chat import stream as chat
 from cortex.router.dialects.core.chunks import Plain, Tokens
-from cortex.router.request.exchange import Call, Exchange
+from cortex.router.request.call import Call
+from cortex.router.request.exchange import Exchange
 from tests.simulation.agent_http import AgentServer, Transport
 from tests.simulation.machine import Machine, System
 from tests.simulation.network import Network

@@ -87,7 +87,7 @@ def _query(handler: HTTPRouteHandler) -> list[inspect.Parameter]:
 
 def _parameter(parameter: inspect.Parameter) -> str:
     details = next((m for m in getattr(parameter.annotation, "__metadata__", ())), None)
-    name = getattr(details, "query", None) or parameter.name
+    name = getattr(details, "name", None) or parameter.name
     required = " (required)" if parameter.default is inspect.Parameter.empty else ""
     return f"`{name}`{required}"
 

@@ -25,7 +25,7 @@ def an_incoming(
         return next(left)
 
     size = ((b"content-length", b"%d" % len(body)),) if length else ()
-    return Incoming(cast(Any, {"headers": [*size, *headers]}), receive, LOCAL)
+    return Incoming(cast(Any, {"query_string": b"", "headers": [*size, *headers]}), receive, LOCAL)
 
 
 class ReadingClient:

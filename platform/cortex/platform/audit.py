@@ -1,4 +1,4 @@
-"""The audit record: what operators did, apart from the decisions that followed. Pure.
+"""The audit record: what operators did. The decisions that followed are in `decisions.py`. Pure.
 
 An entry has no text of a prompt, no search text and no secret.
 """
@@ -29,7 +29,7 @@ class AuditRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     detail: dict[str, str] = {}
     """Options of the action."""
     status: int = 0
-    """The answer's HTTP status. 0: it was cut off, by the client or by the router's end."""
+    """The HTTP status of the answer; 0: the client disconnected, or the router ended first."""
     took_s: float = 0.0
 
     @property

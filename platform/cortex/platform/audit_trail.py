@@ -11,10 +11,10 @@ from cortex.platform.registry import Registry
 
 MOST_ENTRIES = 10_000
 LONGEST_S = 400 * 86400
-"""Age at which an entry is removed, with the next write."""
+"""Age at which an entry is removed by the next write."""
 READ_AT_ONCE = 500
 CLOCKS_S = 3600.0
-"""How much the clocks of the routers that write may differ, for a reader that stops at a time."""
+"""The largest difference between routers' clocks that a reader that stops at a time allows for."""
 
 _APPEND = """
 -- KEYS[1] the stream. ARGV: the maximum count, the maximum age in ms, and the entries as JSON.
@@ -36,12 +36,12 @@ class AuditTrail:
         self._key = registry.names.audit
 
     async def append(self, entries: Iterable[AuditRecord]) -> None:
-        """Add entries, and remove those that are over the bounds."""
+        """Add entries, and remove those beyond the bounds."""
         lines = [msgspec.json.encode(entry) for entry in entries]
         await self._append([self._key], [MOST_ENTRIES, LONGEST_S * 1000, *lines])
 
     async def read(self, limit: int, *, since: float = 0.0, by: str = "", what: str = "") -> list[AuditRecord]:
-        """Return entries, newest first: from a time on, of a key's id or name, of an action or its noun."""
+        """Return entries, newest first: since a time, by a key's id or name, and of an action or its noun."""
         entries: dict[str, AuditRecord] = {}
         before = "+"
         while len(entries) < limit:

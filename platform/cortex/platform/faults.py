@@ -45,7 +45,7 @@ class Faults:
         previous = self._by_work.get(work)
         kind = type(error).__name__
         self._by_work[work] = Fault(work, kind, (previous.count if previous else 0) + 1, self._now())
-        log.error("background_work_broke", work=work, at=whence(error))
+        log.error("background_task_failed", work=work, at=whence(error))
         self._count(work)
 
     def all(self) -> tuple[Fault, ...]:

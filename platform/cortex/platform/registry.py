@@ -1,4 +1,5 @@
-"""The only reader and writer of the record in Redis. Values in, values out; it decides nothing.
+"""Reads and writes the record in Redis. Values in, values out; it decides nothing. `key_record.py`, `usage_record.py`
+and `audit_trail.py` have parts of their own, on the same connection.
 
 `record_keys.py` has the keys. The bell carries only the name of what changed: its listeners read that again.
 Every call is bounded in time and raises RecordUnavailable (`record_connection.py`). Records are listed by indexes
@@ -6,14 +7,14 @@ Every call is bounded in time and raises RecordUnavailable (`record_connection.p
 """
 
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from cortex.platform import clock
-from cortex.platform.api_keys import ApiKey, Session
 from cortex.platform.decisions import DecisionRecord, from_fields, to_fields
+from cortex.platform.key_record import KeyRecord
 from cortex.platform.meter import Snapshot
 from cortex.platform.record import Death, Fleet, HostRecord, Namesake, Override, RouterReport
 from cortex.platform.record_codec import (
@@ -21,18 +22,16 @@ from cortex.platform.record_codec import (
     decoded,
     host_record,
     is_whole_head,
-    key_fields,
     names,
     override_fields,
     text,
     words,
 )
-from cortex.platform.record_codec import key as key_of
 from cortex.platform.record_codec import override as override_of
 from cortex.platform.record_connection import FleetMarks, RecordConnection, is_of_wrong_type
 from cortex.platform.record_connection import ForeignFleet as ForeignFleet  # callers of the registry catch these
 from cortex.platform.record_connection import RecordUnavailable as RecordUnavailable
-from cortex.platform.record_indexes import KEYS_CHANGED, RecordIndexes
+from cortex.platform.record_indexes import RecordIndexes
 from cortex.platform.record_keys import DEFAULT_PREFIX
 from cortex.platform.record_reader import RecordReader
 from cortex.platform.scheduling.ledger import Entry
@@ -43,8 +42,8 @@ ROUTER_TTL_S = 10.0
 """A router that has not reported for this long counts as dead, and its requests as ended. Reports come every second: a
 router that lacks CPU for a while must not lose its requests to a drain."""
 MOST_DECISIONS = 5000
-EXPIRED_S = 30 * 86400
-"""How long a key stays in the record after it has expired."""
+
+
 READ_AT_ONCE = 500
 SILENCE_S = 5.0
 """After this long without a bell a listener rings it: a Redis that hangs, or that is no longer the master, is silent
@@ -57,22 +56,15 @@ return 0
 """
 
 _TAKE = """
--- KEYS[1] a claim or lease; ARGV[1] our token, ARGV[2] for how many ms. One without an end belongs to no process.
+-- KEYS[1] a claim or lease; ARGV[1] our token, ARGV[2] its lifetime in ms. One without an expiry has no owner.
 if redis.call('PTTL', KEYS[1]) > 0 and redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
 
-_GROUP_KEYS = """
--- KEYS: API keys' records; ARGV: the group, the channel, the message. A record that was deleted is not made anew.
-for _, key in ipairs(KEYS) do
-  if redis.call('EXISTS', key) == 1 then redis.call('HSET', key, 'group', ARGV[1]) end
-end
-redis.call('PUBLISH', ARGV[2], ARGV[3])
-"""
 
 _OF_ANOTHER_HOME = """
--- A record of a wrong type is as good as none, as everywhere.
+-- A record of the wrong type counts as absent, as everywhere.
 local function record_at(key)
   return redis.call('TYPE', key).ok == 'string' and redis.call('GET', key)
 end
@@ -87,7 +79,7 @@ end
 _PUBLISH_HOST = f"""{_OF_ANOTHER_HOME}
 -- KEYS: the host's record; the note of a namesake that may not publish; the index of hosts. ARGV: the record, its
 -- home, its lifetime in ms, the note, the channel, the message, the host's name. Write the record, unless a host of
--- this name on another machine is alive: then leave the note and return that host's record.
+-- this name on another machine is alive: in that case leave the note and return that host's record.
 local present = record_at(KEYS[1])
 if of_another_home(present, ARGV[2]) then
   redis.call('SET', KEYS[2], ARGV[4], 'PX', ARGV[3])
@@ -111,8 +103,8 @@ return 1
 
 _TOUCH = """
 -- KEYS[1] last uses; ARGV: member, its age in seconds, and so on. Note each use by Redis' own clock; an older one
--- never replaces a newer one. What lies in the future is from before a step of Redis' clock backwards: it counts as
--- used now, else no use could be noted until that time has come.
+-- never replaces a newer one. A time in the future dates from before Redis' clock was set back. It counts as now;
+-- otherwise no use could be noted until that time.
 local t = redis.call('TIME')
 local now = t[1] + t[2] / 1000000
 local function score(at) return string.format('%.6f', at) end
@@ -124,7 +116,7 @@ for i = 1, #ARGV, 2 do redis.call('ZADD', KEYS[1], 'GT', score(now - ARGV[i + 1]
 
 _LEARN = """
 -- KEYS[1] the ledger; ARGV[1] the field; ARGV[2] its entry
--- ARGV[3] "1": unless there is one; "0": unless there is none.
+-- ARGV[3] "1": only if it has none yet; "0": only if it has one.
 if tostring(redis.call('HEXISTS', KEYS[1], ARGV[1])) == ARGV[3] then return 0 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 return 1
@@ -132,8 +124,8 @@ return 1
 
 
 _HEADS = """
--- ARGV: the last byte, and the keys of hosts' records. Return the beginning of each; "" for none. The keys are
--- no KEYS: for those Redis demands the right to write, which hosts do not have.
+-- ARGV: the last byte, and the keys of hosts' records. Return the beginning of each; "" for none. They are not passed
+-- as KEYS, for which Redis demands write permission: hosts have none.
 local heads = {}
 for i = 2, #ARGV do
   heads[i - 1] = redis.call('TYPE', ARGV[i]).ok == 'string' and redis.call('GETRANGE', ARGV[i], 0, ARGV[1]) or ''
@@ -154,7 +146,7 @@ class Registry:
         timeout_s: float = 2.5,
         keeps_indexes: bool = True,
     ) -> None:
-        """Without a token it is not checked whose the record is: for a command that ends in a moment.
+        """Without a token the owner of the record is not checked: for a command that ends at once.
 
         Hosts leave repairs of the indexes to routers (`keeps_indexes`).
         """
@@ -162,6 +154,7 @@ class Registry:
         self.names, self._redis, self._bounded = connection.names, connection.redis, connection.bounded
         self.script = connection.script
         self._indexes = RecordIndexes(connection, repairs=keeps_indexes)
+        self.api_keys = KeyRecord(connection, self._indexes)
         self._reader = RecordReader()
         self._heads = connection.script(_HEADS)
         self._hosts_read: dict[str, tuple[bytes, HostRecord]] = {}
@@ -172,7 +165,6 @@ class Registry:
         self._remove_host = connection.script(_REMOVE_HOST)
         self._touch = connection.script(_TOUCH)
         self._learn = connection.script(_LEARN)
-        self._group_keys = connection.script(_GROUP_KEYS)
 
     @classmethod
     def of(cls, settings: Settings, token: FleetMarks | None = None, *, keeps_indexes: bool = True) -> "Registry":
@@ -472,74 +464,7 @@ class Registry:
             popped: Any = await self._redis.blpop([self.names.answers(token)], timeout=timeout_s)
         return popped[1] if popped else None
 
-    # API keys, by operators.
-
-    async def keys(self) -> list[ApiKey]:
-        """Read every API key's record. A key whose record cannot be read is missing, so it is refused."""
-        members = await self._indexes.key_digests()
-        async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
-            for digest in members:
-                pipe.hgetall(self.names.api_key(digest))
-            hashes = await pipe.execute(raise_on_error=False)
-        records = [{} if is_of_wrong_type(fields) else fields for fields in hashes]
-        await self._indexes.remove_missing(self.names.api_keys, self.names.api_key, members, records)
-        keys = (key_of(digest, fields) for digest, fields in zip(members, records, strict=True))
-        return [k for k in keys if k is not None]
-
-    async def put_keys(self, *keys: ApiKey) -> None:
-        """Write API keys' records, all or none, and ring the bell."""
-        async with self._bounded(), self._redis.pipeline(transaction=True) as pipe:
-            for key in keys:
-                fields: Any = key_fields(key)  # redis-py's dict type is invariant in its keys
-                pipe.hset(self.names.api_key(key.digest), mapping=fields)
-                pipe.sadd(self.names.api_keys, key.digest)
-                if key.expires:
-                    pipe.expireat(self.names.api_key(key.digest), round(key.expires + EXPIRED_S))
-                else:
-                    pipe.persist(self.names.api_key(key.digest))
-            pipe.publish(self.names.changed, KEYS_CHANGED)
-            await pipe.execute()
-
-    async def group_keys(self, digests: Sequence[str], group: str) -> None:
-        """Put API keys that still exist into a group, or with "" into none, and ring the bell."""
-        keys = [self.names.api_key(d) for d in digests]
-        await self._group_keys(keys, [msgspec.json.encode(group), self.names.changed, KEYS_CHANGED])
-
-    async def drop_keys(self, digests: Iterable[str]) -> None:
-        """Delete API keys' records and ring the bell."""
-        async with self._bounded(), self._redis.pipeline(transaction=True) as pipe:
-            for digest in digests:
-                pipe.delete(self.names.api_key(digest))
-                pipe.srem(self.names.api_keys, digest)
-            pipe.publish(self.names.changed, KEYS_CHANGED)
-            await pipe.execute()
-
-    # Sessions of browsers, by routers.
-
-    async def sessions(self) -> dict[str, Session]:
-        """Read every session, by the digest of its id."""
-        async with self._bounded():
-            values: Any = await self._redis.hgetall(self.names.sessions)
-        return {text(name): session for name, value in values.items() if (session := decoded(value, Session))}
-
-    async def session(self, name: str) -> Session | None:
-        """Read one session."""
-        async with self._bounded():
-            value: Any = await self._redis.hget(self.names.sessions, name)
-        return decoded(value, Session)
-
-    async def begin_session(self, name: str, session: Session, ended: Iterable[str]) -> None:
-        """Write a session, and delete those that have ended."""
-        async with self._bounded(), self._redis.pipeline(transaction=True) as pipe:
-            for other in ended:
-                pipe.hdel(self.names.sessions, other)
-            pipe.hset(self.names.sessions, name, msgspec.json.encode(session))
-            await pipe.execute()
-
-    async def end_session(self, name: str) -> None:
-        """Delete a session."""
-        async with self._bounded():
-            await self._redis.hdel(self.names.sessions, name)
+    # Overrides, by operators.
 
     async def override(self, function: str, override: Override) -> None:
         """Set a function's settings over those of its catalogue entry; an empty override removes them."""

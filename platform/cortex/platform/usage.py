@@ -14,7 +14,7 @@ from cortex.functions.capabilities import Cost
 By = Literal["key", "function", "host", "day", "hour"]
 HOUR_S, DAY_S = 3600, 86400
 OTHER = "other"
-"""The key, function and host of what exceeds the number of rows of a day."""
+"""The key, function and host of what exceeds the maximum number of rows of a day."""
 
 
 class Sums(Struct, kw_only=True):
@@ -37,8 +37,8 @@ class Sums(Struct, kw_only=True):
 
 
 class Place(Struct, frozen=True):
-    """What usage is counted by, within an hour. `host` is empty for requests that reached no
-    worker, `function` for those that were rejected before their body was read."""
+    """The dimensions by which usage is counted within an hour. `host` is empty for requests that reached no worker,
+    `function` for those that were rejected before their body was read."""
 
     key: str
     function: str
@@ -55,16 +55,16 @@ class Row(Struct, frozen=True, kw_only=True):
 
 
 def cost_nano_usd(cost: Cost, tokens_in: int, tokens_out: int, cached: int) -> int:
-    """Return what a request costs. Prices are dollars per million tokens; cached tokens cost `cache_read`, or else as
-    much as the others."""
+    """Return what a request costs. Prices are dollars per million tokens; cached tokens cost `cache_read` if that is
+    set, otherwise as much as the others."""
     price_in, price_out = cost.input or 0.0, cost.output or 0.0
     price_cached = price_in if cost.cache_read is None else cost.cache_read
     return round(1000 * ((tokens_in - cached) * price_in + cached * price_cached + tokens_out * price_out))
 
 
 def grouped(rows: Iterable[Row], by: By, names: Mapping[str, str]) -> dict[str, Sums]:
-    """Return the sums by key (its name, if it is known), function, host, day or hour. Times are in order, the others
-    by their tokens, the largest first."""
+    """Return the sums by key (its name, if it is known), function, host, day or hour. Days and hours are in
+    order of time; the others have the most tokens first."""
     groups: dict[str, Sums] = {}
     for row in rows:
         groups.setdefault(_group(row, by, names), Sums()).add(row.sums)

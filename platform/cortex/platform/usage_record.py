@@ -1,8 +1,8 @@
 """Usage in Redis: two hashes a day, of its hours and of the whole day.
 
-A batch of rows is added by a script that knows the last batch of its writer, so a batch that is sent again is counted
-once. Hours are fields for `HOURS_S`, days for `DAYS_S`; a day has a maximum number of rows, and the rest is added to
-one row, `other`.
+A script adds a batch of rows, unless it is the last one of its writer: a batch that is sent again counts once.
+Hours are fields for `HOURS_S`, days for `DAYS_S`; a day has a maximum number of rows, and the rest is added to one row,
+`other`.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from cortex.platform.usage import DAY_S, HOUR_S, OTHER, Place, Row, Sums, date, 
 
 HOURS_S, DAYS_S = 32 * DAY_S, 400 * DAY_S
 BATCH_S = 3600
-"""How long a writer's last batch is known, which is how long it may be sent again."""
+"""How long a writer's last batch is remembered, and so may be sent again."""
 MOST_OF_HOURS, MOST_OF_DAY = 20_000, 2_000
 """Rows of the two hashes of one day. A row is about 150 bytes in Redis."""
 _NAMES = Sums.__struct_fields__
@@ -58,7 +58,7 @@ _DELETE = """
 return redis.call('HDEL', KEYS[1], unpack(ARGV))
 """
 AT_ONCE = 500
-"""Rows of a batch, and fields of one deletion: a script holds up Redis."""
+"""Rows of a batch, and fields of one deletion: Redis serves nothing else while a script runs."""
 
 
 class Batch(Struct, frozen=True):

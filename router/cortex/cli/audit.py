@@ -12,19 +12,21 @@ from cortex.platform.audit import AuditRecord
 
 
 @click.command()
-@click.option("--since", "since_s", type=Span(), help="Only of the last 30d, 12h or 90m [default: of 400 days].")
-@click.option("--by", default="", metavar="KEY", help="Only of a key, by id or name; or of local, anonymous or record.")
-@click.option("--what", default="", help="Only an action ('key revoke') or those of a noun ('key').")
+@click.option("--since", "since_s", type=Span(), help="Only the last 30d, 12h or 90m [default: 400 days].")
+@click.option(
+    "--by", default="", metavar="KEY", help="Only by this key (id or name), or by local, anonymous or record."
+)
+@click.option("--what", default="", help="Only this action ('key revoke'), or all of a noun ('key').")
 @click.option("-n", "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Entries to show.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def audit(since_s: int | None, by: str, what: str, limit: int, as_json: bool) -> None:
-    """Show what operators did: who, what, to what, from where, and how it ended. It needs an admin key."""
+    """Show what operators did: who, what, to what, from where, and how it ended. Needs an admin key."""
     since = time.time() - since_s if since_s is not None else 0.0
     entries = Router().audit(limit, since=since, by=by, what=what)
     if as_json:
         echo_json(entries, indent=2)
     elif not entries:
-        echo("No entries: no operator did this, or the entries have expired.")
+        echo("No matching entries. They expire after 400 days.")
     else:
         rows = [_row(entry) for entry in entries]
         print_rows(("TARGET", "WHAT", "BY", "WHEN", "RESULT", "FROM", "DETAIL"), rows, optional=("DETAIL", "FROM"))

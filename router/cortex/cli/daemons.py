@@ -83,7 +83,7 @@ def _any_key(settings: Settings) -> bool:
     async def keys() -> bool:
         registry = Registry.of(settings)
         try:
-            return bool(await registry.keys())
+            return bool(await registry.api_keys.all())
         finally:
             await registry.close()
 

@@ -17,7 +17,7 @@ def jobs(context: click.Context, config: Path | None) -> None:
     if context.invoked_subcommand is not None:
         return
     from cortex.platform import log
-    from cortex.platform.weights.jobs import AnotherWorker, work
+    from cortex.platform.weights.job_worker import AnotherWorker, work
     from cortex.platform.workers.worker_user import share_cache
 
     settings = settings_of(config)

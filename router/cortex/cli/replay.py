@@ -21,7 +21,7 @@ from cortex.functions.names import did_you_mean
 from cortex.functions.spec import revision
 from cortex.functions.variants import fold, hosted
 from cortex.platform.record import Device, HostRecord
-from cortex.platform.settings import declared_devices
+from cortex.platform.settings_file import declared_devices
 from cortex.router.api_types import FunctionView, HostView
 from cortex.router.live_catalogue import load
 

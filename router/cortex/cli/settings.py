@@ -18,7 +18,8 @@ config_option = click.option(
 
 def settings_of(config: Path | None) -> "Settings":
     """Read the settings and print notes about them. Raises Failed."""
-    from cortex.platform.settings import SettingsError, from_environment
+    from cortex.platform.settings import SettingsError
+    from cortex.platform.settings_file import from_environment
 
     try:
         settings, notes = from_environment(config)

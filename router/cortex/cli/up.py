@@ -31,7 +31,8 @@ from cortex.platform import embedded_redis, log
 from cortex.platform.process.termination import describe_exit
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.serving import address
-from cortex.platform.settings import Settings, declared_devices, encode_env
+from cortex.platform.settings import Settings
+from cortex.platform.settings_file import declared_devices, encode_env
 from cortex.platform.workers import log_files
 from cortex.router.live_catalogue import load
 

@@ -18,9 +18,9 @@ COLUMNS = ("requests", "tokens_in", "tokens_out", "cached", "cold_starts", "usd"
 
 @click.group(invoke_without_command=True)
 @click.option("--by", type=click.Choice(["key", "function", "host", "day", "hour"]), default="key", show_default=True)
-@click.option("--since", "since_s", type=Span(), default="30d", show_default=True, help="From so long ago.")
-@click.option("--until", "until_s", type=Span(), default="0s", show_default=True, help="To so long ago.")
-@click.option("--key", "key_id", default="", metavar="ID", help="Only of this key, by id.")
+@click.option("--since", "since_s", type=Span(), default="30d", show_default=True, help="Begin this long ago.")
+@click.option("--until", "until_s", type=Span(), default="0s", show_default=True, help="End this long ago.")
+@click.option("--key", "key_id", default="", metavar="ID", help="Only this key, by id.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.pass_context
@@ -40,7 +40,7 @@ def usage(ctx: click.Context, by: str, since_s: int, until_s: int, key_id: str, 
         writer.writerows([(by, *COLUMNS), *((g.name, *(getattr(g, c) for c in COLUMNS)) for g in answer.groups)])
         echo(text.getvalue().rstrip("\n"))
     elif not answer.groups:
-        echo("No usage in this time.")
+        echo("No usage in this period.")
     else:
         columns = (by.upper(), "REQUESTS", "IN", "OUT", "CACHED", "COLD", "USD")
         print_rows(columns, [_row(g) for g in (*answer.groups, answer.total)], optional=("CACHED", "COLD"))
@@ -50,7 +50,7 @@ def usage(ctx: click.Context, by: str, since_s: int, until_s: int, key_id: str, 
 @click.argument("key")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def forget(key: str, as_json: bool) -> None:
-    """Delete the usage of a key, by id or name, also of a revoked one."""
+    """Delete the usage of a key, by id or name. The key may be revoked."""
     answer = Router().forget_usage(key)
     echo_json(answer) if as_json else echo(f"{', '.join(answer.keys)}: {answer.rows} rows deleted")
 

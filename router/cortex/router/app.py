@@ -38,6 +38,7 @@ from cortex.router.access.rate_limits import RateLimiter
 from cortex.router.access.sessions import Sessions
 from cortex.router.activation.activator import Activator
 from cortex.router.activation.agents import Agents
+from cortex.router.activation.proposer import Proposer
 from cortex.router.api_types import Health
 from cortex.router.background import Counting, Reporter, Sweeper, probe_silent_hosts
 from cortex.router.batches.calls import FolderCalls
@@ -114,7 +115,8 @@ def create_app(settings: Settings) -> Dispatcher:
 
     # starts
     agents, probe, decision_log = Agents(token, settings.ca_file), Probe(keys_of), DecisionLog(id)
-    activator = Activator(view, registry, agents, in_flight, catalogue, probe, decision_log)
+    proposer = Proposer(view, agents, in_flight, decision_log)
+    activator = Activator(view, registry, proposer, in_flight, catalogue, probe)
     # requests, and what is counted of them
     request_metrics, traffic, tracer = RequestMetrics(view, in_flight), Traffic(), tracing(settings)
     faults = Faults(request_metrics.count_fault)
@@ -165,7 +167,7 @@ def create_app(settings: Settings) -> Dispatcher:
         strategy=settings.eviction.strategy,
         batches=lambda most: folder_calls.call(folder.newest, most),
     )
-    planner, worker_logs = Planner(catalogue, sources, activator), WorkerLogs(catalogue, view, agents)
+    planner, worker_logs = Planner(catalogue, sources, proposer), WorkerLogs(catalogue, view, agents)
     operations = Operations(registry, view, catalogue, activator, agents, history)
     reporter = Reporter(registry, view, in_flight, deaths.open_requests, catalogue)
     counting = Counting(registry, CountsFile(Path(gateway.metrics_dir)), request_metrics, decision_log)

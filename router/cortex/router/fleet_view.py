@@ -378,5 +378,5 @@ class FleetView:
         """Record that Redis is unavailable, with the reason; without a reason, that it is available."""
         if bool(why) != self.away:
             self.company += 1
-            log.warning("record_away", why=why) if why else log.info("record_followed")
+            log.warning("record_away", why=why) if why else log.info("record_back")
         self.away = bool(why)

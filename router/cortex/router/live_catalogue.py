@@ -200,11 +200,11 @@ class LiveCatalogue:
             return
         self.problem, self.is_deliberate = "", deliberate
         self._apply(catalogue)
-        log.info("catalogue_taken", functions=len(catalogue.functions), aliases=len(catalogue.aliases))
+        log.info("catalogue_loaded", functions=len(catalogue.functions), aliases=len(catalogue.aliases))
 
     def _reject(self, why: str) -> None:
         self.problem = f"{self._path}: the last valid catalogue stays in effect: {why}"
-        log.error("catalogue_refused", why=why)
+        log.error("catalogue_rejected", why=why)
 
     def override(self, overrides: Mapping[str, Override]) -> None:
         """Apply runtime overrides on top of the catalogue, and the hours that have begun or ended."""

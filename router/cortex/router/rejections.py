@@ -122,7 +122,7 @@ def wrong_method(path: str, method: str) -> Fault:
 
 def internal_error(error: Exception) -> Fault:
     """Log where an unexpected error comes from, and return what its client gets."""
-    log.error("request_broke", at=whence(error))
+    log.error("request_failed", at=whence(error))
     return Fault(kind=Kind.INTERNAL, message="internal error; search the router's log for this request id")
 
 

@@ -22,11 +22,12 @@ from uvicorn.supervisors import Multiprocess
 from cortex.functions.catalogue import CatalogueError
 from cortex.functions.names import slug
 from cortex.platform import log as logging
-from cortex.platform import settings as settings_
+from cortex.platform import settings_file
 from cortex.platform.process import standard_streams
 from cortex.platform.process.parent_death import die_with_parent
 from cortex.platform.serving import address, listener, systemd
-from cortex.platform.settings import Settings, SettingsError, encode_env
+from cortex.platform.settings import Settings, SettingsError
+from cortex.platform.settings_file import encode_env
 from cortex.router.app import create_app
 from cortex.router.batches.supervision import BatchWorker
 from cortex.router.dispatch import Dispatcher
@@ -50,7 +51,7 @@ def serve(settings: Settings, workers: int) -> None:
     try:
         worker_counts.prepare(folder)
     except OSError as error:
-        log.error("metrics_not_kept", folder=str(folder), why=str(error))
+        log.error("metrics_not_stored", folder=str(folder), why=str(error))
     gateway = replace(settings.gateway, metrics_dir=str(folder))
     with MetricsServer(settings, folder), BatchWorker(settings):
         handed_over = _serve(replace(settings, gateway=gateway), workers)
@@ -83,7 +84,7 @@ def _serve(settings: Settings, workers: int) -> bool:
     listening = systemd.listeners().get("http") or address.create_server(host, port, backlog=BACKLOG)
     listening.set_inheritable(True)
     scheme = "https" if gateway.tls_cert else "http"
-    log.info("router_listens", url=f"{scheme}://{gateway.listen}", workers=workers)
+    log.info("router_listening", url=f"{scheme}://{gateway.listen}", workers=workers)
     if workers == 1 and not gateway.hand_over:
         _Single(config).run(sockets=[listening])
         return False
@@ -130,7 +131,7 @@ class _Parent(Multiprocess):
 def worker() -> Dispatcher:
     """Build the application in a worker process, which exits soon after its parent."""
     standard_streams.protect()
-    settings, _ = settings_.from_environment(None)
+    settings, _ = settings_file.from_environment(None)
     if parent := multiprocessing.parent_process():
         die_with_parent()
         bound_s = settings.gateway.drain_s + EXIT_GRACE_S

@@ -1,7 +1,7 @@
 """Counts the usage of one router worker's requests, and writes it to the record in batches.
 
-A kill loses what is not written yet: `WRITE_S`, or more while Redis is away. A batch that Redis may or may not have
-taken is sent again with its number, by which Redis knows it.
+A kill loses what is not written yet: up to `WRITE_S`, or more while Redis is away. A batch that Redis may have taken
+is sent again under the same number, so that it counts once.
 """
 
 import asyncio

@@ -138,7 +138,7 @@ class Hardened(Fleet):
 
     async def _written(self, keys: list[ApiKey]) -> None:
         registry = Registry(self.record.admin_url)
-        await registry.put_keys(*keys)
+        await registry.api_keys.put(*keys)
         await registry.close()
 
     def start_agent(self, name: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cortex.cli.doctor import check_folders
+from cortex.cli.checks.machine import check_folders
 from tests.support.catalogues import fake
 from tests.support.stack import Stack
 

@@ -36,7 +36,7 @@ def test_with_tls_a_renewed_certificate_is_loaded_without_a_restart(hardened: Ha
 
     before, pid = presented(hardened), hardened.processes["router"].pid
     (hardened.folder / "router.pem").write_text("half a certificate")
-    eventually(lambda: "certificate_not_taken" in hardened.log("router"), what="a broken file to be noticed")
+    eventually(lambda: "certificate_rejected" in hardened.log("router"), what="a broken file to be noticed")
     broken = presented(hardened)
     write(hardened.authority, hardened.folder, "router")
     eventually(lambda: presented(hardened) != before, what="the renewed certificate")

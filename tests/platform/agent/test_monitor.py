@@ -40,6 +40,7 @@ class Workers:
         self.ram_mb: dict[str, int] = {}
         self.sick: set[str] = set()
         self.checked: list[str] = []
+        self.health = self
 
     def forget_misses(self, present: Any) -> None:
         pass

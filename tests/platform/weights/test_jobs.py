@@ -8,8 +8,10 @@ from rq import Queue
 
 from cortex.functions.sources import Demo, Repo
 from cortex.platform.agent_messages import Fetching
+from cortex.platform.weights.fetch_job import LONGEST_PAUSE_S, pause_s
 from cortex.platform.weights.fetches import describe
-from cortex.platform.weights.jobs import LONGEST_PAUSE_S, Jobs, _requeue, job_id, pause_s
+from cortex.platform.weights.job_worker import _requeue
+from cortex.platform.weights.jobs import Jobs, job_id
 from tests.support.stack import own_redis
 
 

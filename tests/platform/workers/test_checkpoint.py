@@ -123,9 +123,9 @@ async def test_a_host_on_which_cuda_does_not_start_cannot_freeze(card: Card, fre
     ("command", "problem"),
     [
         (("/nonexistent",), "the driver process could not be started"),
-        (("sh", "-c", "exit 3"), "the driver process exited with code 3 at 'probe'"),
-        (("sh", "-c", "echo rubbish; exec cat >/dev/null"), "the driver process sent an invalid answer at 'probe'"),
-        (("sh", "-c", "exec sleep 600"), "the driver has not answered 'probe' for"),
+        (("sh", "-c", "exit 3"), "the driver process exited with code 3 during 'probe'"),
+        (("sh", "-c", "echo rubbish; exec cat >/dev/null"), "the driver process sent an invalid answer during 'probe'"),
+        (("sh", "-c", "exec sleep 600"), "the driver did not answer 'probe' within"),
     ],
 )
 async def test_a_driver_process_that_does_not_answer_properly_is_a_problem(

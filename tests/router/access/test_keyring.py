@@ -18,8 +18,9 @@ class Record:
 
     def __init__(self, *stored: ApiKey) -> None:
         self.stored: tuple[ApiKey, ...] | None = stored
+        self.api_keys = self
 
-    async def keys(self) -> list[ApiKey]:
+    async def all(self) -> list[ApiKey]:
         if self.stored is None:
             raise RecordUnavailable("away")
         return list(self.stored)

@@ -34,7 +34,7 @@ class Worker:
 async def workers(tmp_path: Path) -> AsyncIterator[tuple[Worker, Worker]]:
     with own_redis(tmp_path) as url:
         one, other = Worker(url), Worker(url)
-        await one.registry.put_keys(KEY)
+        await one.registry.api_keys.put(KEY)
         for worker in (one, other):
             await worker.ring.refresh()
         yield one, other
@@ -52,7 +52,7 @@ async def test_a_session_is_valid_at_every_worker_and_does_not_contain_its_key(
 
     assert who is not None
     assert (who.name, who.scope) == ("ops", Scope.ADMIN)
-    (stored,) = (await other.registry.sessions()).items()
+    (stored,) = (await other.registry.api_keys.sessions()).items()
     assert SECRET not in cookie
     assert cookie.partition(".")[0] not in repr(stored)
 
@@ -74,9 +74,9 @@ async def test_a_session_ends_with_its_key(workers: tuple[Worker, Worker], end: 
     cookie = await one.sessions.begin(SECRET)
 
     if end == "revoked":
-        await one.registry.drop_keys([KEY.digest])
+        await one.registry.api_keys.delete([KEY.digest])
     else:
-        await one.registry.put_keys(replace(KEY, expires=1.0))
+        await one.registry.api_keys.put(replace(KEY, expires=1.0))
     await one.ring.refresh()
 
     assert await one.sessions.find(cookie) is None
@@ -133,4 +133,4 @@ async def test_above_the_session_limit_the_oldest_session_ends(
     cookies = [await one.sessions.begin(SECRET) for _ in range(5)]
 
     assert [await one.sessions.find(c) is not None for c in cookies] == [False, False, True, True, True]
-    assert len(await one.registry.sessions()) == 3
+    assert len(await one.registry.api_keys.sessions()) == 3

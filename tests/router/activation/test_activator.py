@@ -19,6 +19,7 @@ from cortex.platform.scheduling.failures import Failures, Incident, evidence_in
 from cortex.platform.scheduling.placement import When
 from cortex.router.activation.activator import CLAIM_S, Activator
 from cortex.router.activation.agents import TIMEOUT_S, Agents, AgentUnavailable
+from cortex.router.activation.proposer import Proposer
 from cortex.router.errors import NoCapacity, NotReadyInTime, StartFailed
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import Target
@@ -74,8 +75,9 @@ class Stage:
         self.pulses: list[Pulse] = []
         self.probes: list[str] = []
         self.in_flight = InFlight("router-1")
+        self.proposer = Proposer(self._view, cast(Agents, self), self.in_flight)
         self.activator = Activator(
-            self._view, cast(Registry, self), cast(Agents, self), self.in_flight, self.directory, self
+            self._view, cast(Registry, self), self.proposer, self.in_flight, self.directory, self
         )
 
     async def fleet(self, now: float) -> Fleet:
@@ -292,7 +294,7 @@ async def test_a_plan_that_finds_no_place_says_why_of_a_host_that_was_not_worth_
     stage = Stage((pinned,))
     await stage._view.refresh()
 
-    planned, refusals = await stage.activator.plan(a_function(vram_mb=9000))
+    planned, refusals = await stage.proposer.plan(a_function(vram_mb=9000))
 
     assert planned is None
     assert refusals == {"host-a": "does not fit by 19000 MiB: org/pinned is pinned"}
@@ -413,7 +415,7 @@ async def until(true: Callable[[], bool]) -> None:
 
 async def test_of_agents_that_did_not_answer_the_one_that_failed_longest_ago_is_first() -> None:
     """Else one that stays away would keep all behind it from being asked."""
-    activator = Stage(()).activator
-    activator._slow = {"a": time.monotonic() + 20, "b": time.monotonic() + 10, "c": time.monotonic() - 1}
+    proposer = Stage(()).proposer
+    proposer._slow = {"a": time.monotonic() + 20, "b": time.monotonic() + 10, "c": time.monotonic() - 1}
 
-    assert activator._slow_last(["a", "b", "c", "d"]) == ["c", "d", "b", "a"]
+    assert proposer._slow_last(["a", "b", "c", "d"]) == ["c", "d", "b", "a"]

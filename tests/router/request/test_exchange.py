@@ -22,14 +22,16 @@ from cortex.platform.scheduling.placement import When
 from cortex.router.activation.activator import Activator
 from cortex.router.activation.agents import Agents
 from cortex.router.activation.load_balancing import choose
+from cortex.router.activation.proposer import Proposer
 from cortex.router.decision_log import DecisionLog
 from cortex.router.dialects.chat import stream as chat_stream
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue, Target
 from cortex.router.request import admission, exchange
 from cortex.router.request.admission import Admission
+from cortex.router.request.call import Call
 from cortex.router.request.deaths import Deaths
-from cortex.router.request.exchange import Call, Exchange, Exchanges
+from cortex.router.request.exchange import Exchange, Exchanges
 from cortex.router.request.probe import Pulse
 from cortex.router.request.request_record import RequestRecord, RequestRecords
 from cortex.router.request.substitutes import Conversation, Substitutes
@@ -59,9 +61,8 @@ class Stage:
         self.shared: list[Death] = []
         self.posted: list[tuple[str, int]] = []
         """The instances that requests were sent to, with how many were in flight there."""
-        self.activator = Activator(
-            self.view, cast(Registry, self), cast(Agents, self), self.in_flight, self.directory, self
-        )
+        proposer = Proposer(self.view, cast(Agents, self), self.in_flight)
+        self.activator = Activator(self.view, cast(Registry, self), proposer, self.in_flight, self.directory, self)
         self.admission = Admission(self.view, self.activator, self.in_flight)
         self.exchanges = Exchanges(
             self.view,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex.router.request.worker_connections import BodyTooLong, ConnectionFailed
+from cortex.router.request.worker_response import BodyTooLong, ConnectionFailed
 from tests.router.dialects.examples import examples
 from tests.router.request.test_worker_connections import (
     WHOLE,

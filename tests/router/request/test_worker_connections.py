@@ -10,15 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex.router.request.worker_connections import (
-    HEADERS,
-    SILENT_BYTES,
-    ConnectionFailed,
-    ConnectionWasReset,
-    NotConnected,
-    WorkerConnections,
-    WorkerResponse,
-)
+from cortex.router.request.worker_connections import HEADERS, SILENT_BYTES, WorkerConnections
+from cortex.router.request.worker_response import ConnectionFailed, ConnectionWasReset, NotConnected, WorkerResponse
 from tests.support.stack import free_port
 
 Talk = Callable[["Peer"], Awaitable[None]]

@@ -13,12 +13,13 @@ from cortex.platform.process import process_id
 from cortex.platform.record import Instance
 from cortex.platform.scheduling.events import Adopted, CoolRequest, Event
 from cortex.platform.scheduling.saved_state import SavedWorker
-from cortex.platform.workers.supervisor import Examined, Supervisor
+from cortex.platform.workers.health import Examined
+from cortex.platform.workers.supervisor import Supervisor
 
 log = structlog.get_logger()
 
 EXAMINE_S = 45.0
-"""Time limit of learning whether a worker is parked: it may be about to be."""
+"""Time limit for learning whether a worker is parked: it may be parking at that moment."""
 _MAY_BE_PARKED = frozenset({State.PARKING, *PARKED})
 
 
@@ -35,7 +36,7 @@ async def adopt(workers: Sequence[SavedWorker], supervisor: Supervisor, tell: Ca
         for w in workers
         if w.instance.id in alive and (w.instance.state in up or asleep.get(w.instance.id) is False)
     ]
-    answers = await asyncio.gather(*(supervisor.examine(i) for i in serving))
+    answers = await asyncio.gather(*(supervisor.health.examine(i) for i in serving))
     examined = dict(zip((i.id for i in serving), answers, strict=True))
     healthy = {i for i, answer in examined.items() if answer is not Examined.OTHER_MODEL}
     for worker in workers:
@@ -59,11 +60,11 @@ async def _parked(
 
 
 async def _examine(worker: SavedWorker, supervisor: Supervisor) -> tuple[SavedWorker, bool | None]:
-    """Return a worker in its tier, and whether it is parked; None: it does not say in time. The host waits for it."""
+    """Return a worker in its tier, and whether it is parked; None: no answer in time. The host waits for it."""
     try:
         async with asyncio.timeout(EXAMINE_S):
             return await supervisor.tiers.examine(worker)
-    except Exception as error:  # whatever it is, it must not end the start of the agent
+    except Exception as error:  # no error may abort the agent's start
         log.warning("worker_not_examined", instance=worker.instance.id, error=type(error).__name__)
         return worker, None
 

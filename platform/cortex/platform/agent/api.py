@@ -142,9 +142,9 @@ def _error_response(request: Request[Any, Any, Any], error: Exception) -> Respon
     """Return the framework's response for its own errors, and a plain 500 for any other."""
     if isinstance(error, HTTPException):
         return create_exception_response(request, error)
-    log.error("request_broke", at=whence(error))
+    log.error("request_failed", at=whence(error))
     return Response(
-        {"status_code": 500, "detail": "internal error; see `request_broke` in the agent's log"}, status_code=500
+        {"status_code": 500, "detail": "internal error; see `request_failed` in the agent's log"}, status_code=500
     )
 
 

@@ -17,13 +17,11 @@ from pathlib import Path
 
 import structlog
 from msgspec.structs import replace
-from redis.exceptions import RedisError
 
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import State
 from cortex.functions.names import slug
 from cortex.functions.spec import Function
-from cortex.functions.variants import with_adapters
 from cortex.platform import clock
 from cortex.platform.agent import policy, state_file
 from cortex.platform.agent.adoption import adopt
@@ -31,7 +29,8 @@ from cortex.platform.agent.counts import AgentCounts
 from cortex.platform.agent.host_name import home, name_taken
 from cortex.platform.agent.monitor import HostMonitor
 from cortex.platform.agent.publisher import HostPublisher
-from cortex.platform.agent_messages import DECIDE_S, Accepted, Ensure, PlacementPlan, Rejected, Remove, Removed, Stored
+from cortex.platform.agent.stock import Stock
+from cortex.platform.agent_messages import DECIDE_S, Accepted, Ensure, PlacementPlan, Rejected
 from cortex.platform.blocking_calls import NoAnswer
 from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
@@ -47,12 +46,11 @@ from cortex.platform.scheduling.event_log import EventLog
 from cortex.platform.scheduling.events import Event
 from cortex.platform.scheduling.placement import When
 from cortex.platform.scheduling.reasons import DecisionKind
-from cortex.platform.scheduling.saved_state import LocalWeights
+from cortex.platform.scheduling.saved_state import AgentState
 from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.scheduling.state import Rules
 from cortex.platform.serving import address, listener, systemd
 from cortex.platform.settings import Settings
-from cortex.platform.weights import disk
 from cortex.platform.weights.store import WeightsUnavailable
 from cortex.platform.workers.supervisor import Supervisor
 
@@ -68,8 +66,6 @@ LISTEN_S = 10.0
 UNRECORDED = "this host cannot write to the record in Redis, so no router would find an instance here"
 EPOCHS_AHEAD = 1_000_000
 """Distance of a new agent's epochs from the last saved one: the earlier agent may have raised it since."""
-STOCK_S = 20.0
-"""Interval of listing the weights on this host: an operator may add some by hand."""
 
 
 class Agent:
@@ -82,34 +78,10 @@ class Agent:
         if self._earlier.origin and self._earlier.boot == boot_id():
             clock.resume(self._earlier.origin)
         host_engines = engines.discover(settings.agent.engines)
-        host = HostRecord(
-            name=settings.host_name,
-            address=settings.agent.address
-            or f"{_scheme(settings)}://{address.join(*address.split(settings.agent.listen))}",
-            version=version("cortex"),
-            labels=settings.agent.labels,
-            engines=host_engines.versions,
-            servers=host_engines.servers,
-            launchers={"vllm": "off"} if "vllm" in host_engines.tools and not settings.agent.launcher else {},
-            devices=devices.discover(settings.agent),
-            failures=self._earlier.failures,
-            # Epochs rise over restarts, or a router would acknowledge drains that it has not seen.
-            epoch=max(int(clock.now() * 1000), self._earlier.epoch + EPOCHS_AHEAD),
-            agent=secrets.token_hex(8),
-            home=home(Path(settings.agent.state_dir), boot_id()),
-            started=clock.now(),
-        )
-        rules = Rules(
-            strategy=settings.eviction.strategy,
-            stop_grace_s=settings.agent.stop_grace_s,
-            drain_grace_s=settings.agent.drain_grace_s,
-            start_silence_s=settings.agent.start_silence_s,
-            start_ceiling_s=settings.agent.start_ceiling_s,
-            defrag_after_cycles=settings.eviction.defrag_after_cycles,
-        )
+        host = _first_record(settings, host_engines, self._earlier)
         self.settings = settings
         self._engines = host_engines
-        self.scheduler = Scheduler(host, rules)
+        self.scheduler = Scheduler(host, _rules(settings))
         self.event_log = EventLog(self.scheduler.state, clock.now(), secrets.token_bytes(32))
         counts = AgentCounts(settings.host_name)
         self.faults = Faults(counts.fault)
@@ -120,6 +92,7 @@ class Agent:
         self._registry = registry
         self._devices = devices.Devices(settings.agent)
         self._monitor = HostMonitor(settings, self._devices, self.supervisor, registry, self.scheduler, self.tell)
+        self.stock = Stock(settings, self.supervisor, self.scheduler, self.tell, self._monitor.profiles_due)
         self.publisher = HostPublisher(registry, self.scheduler.record, counts, settings.agent.heartbeat_s)
         self._writer = state_file.Writer(self._state_path)
         self._adopted = False
@@ -127,10 +100,6 @@ class Agent:
         self._alive_at, self._stalled_at = float("inf"), float("-inf")
         """When this loop last ran, and when it last resumed after a stall."""
         self._rung = asyncio.Event()
-        self._stock = asyncio.Event()
-        self._stock_of = ""
-        """Digest of the catalogue for which unneeded fetches were cancelled."""
-        self._fetching: set[str] = set()
         self._next: asyncio.Future[None] | None = None
         self._seen = host.epoch
         self._fleet: Fleet | None = None
@@ -155,7 +124,7 @@ class Agent:
             "listen": self._listen,
             "health": self._monitor.run,
             "models": self._monitor.read_profiles,
-            "weights": self._take_stock,
+            "weights": self.stock.run,
             "stalls": self._notice_stalls,
         }
         self._tasks = [loop.create_task(self.faults.run(work, run), name=work) for work, run in loops.items()]
@@ -190,7 +159,7 @@ class Agent:
         if lacking := policy.refusal(function, self.settings.agent) or self._engines.lacks(function):
             return Rejected(lacking, When.NEVER)
         try:
-            local_weights = await self._weights(function)
+            local_weights = await self.stock.weights_of(function)
         except NoAnswer as error:
             return await self._not_now(function, str(error))
         except WeightsUnavailable as error:
@@ -217,7 +186,7 @@ class Agent:
 
     async def _end_failed(self, failed: Collection[str]) -> None:
         """End those of these ready instances whose engine has failed, and wait until they are no longer ready."""
-        ended = [i.id for i in self._ready() if i.id in failed and await self.supervisor.end_if_failed(i)]
+        ended = [i.id for i in self._ready() if i.id in failed and await self.supervisor.health.end_if_failed(i)]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ENDED_WITHIN_S):
                 while any(i.id in ended for i in self._ready()):  # noqa: ASYNC110 (the scheduler has no event for it)
@@ -231,22 +200,12 @@ class Agent:
         if lacking := policy.refusal(function, self.settings.agent) or self._engines.lacks(function):
             return Rejected(lacking, When.NEVER)
         try:
-            local_weights = await self._weights(function)
+            local_weights = await self.stock.weights_of(function)
         except NoAnswer as error:
             return Rejected(str(error), When.LATER)
         except WeightsUnavailable as error:
             return Rejected(str(error), When.NEVER)
         return self.scheduler.plan(function, local_weights, clock.now())
-
-    async def _weights(self, function: Function) -> LocalWeights | None:
-        """Return a function's weights on this host, or None if they or its adapters are to be fetched. Raises NoAnswer,
-        and WeightsUnavailable, also for a path outside the weight roots."""
-        own, looks = self.settings.agent, self.supervisor.looks
-        local = await disk.weights(looks, function, Path(own.cache_dir), own.weight_roots)
-        if local is None or not function.adapters:
-            return local
-        local, missing = await disk.with_adapters(looks, function, local, Path(own.cache_dir), own.weight_roots)
-        return None if missing else local
 
     async def _not_now(self, function: Function, reason: str) -> Rejected:
         """Reject a start, and log the decision."""
@@ -277,22 +236,8 @@ class Agent:
         """Apply a new catalogue."""
         self.tell(events.CatalogueChanged(catalogue.functions, digest))
         self._monitor.profiles_due.set()
-        self._stock.set()
+        self.stock.due.set()
         await self.publisher.publish()
-
-    async def stored(self) -> list[Stored]:
-        """Return all weights on this host. Raises NoAnswer."""
-        declared, running = with_adapters(self.scheduler.catalogue().values()), self.scheduler.started_from()
-        cache = Path(self.settings.agent.cache_dir)
-        return await disk.inventory(self.supervisor.looks, cache, declared, running)
-
-    async def remove_weights(self, request: Remove) -> Removed:
-        """Remove stored weights that nothing uses. Raises NoAnswer."""
-        running = [f.source for f in await self.supervisor.fetches.all(()) if f.alive]
-        stored, cache = await self.stored(), Path(self.settings.agent.cache_dir)
-        removed = await disk.remove(self.supervisor.looks, cache, stored, request, running)
-        self._stock.set()
-        return removed
 
     def record(self) -> HostRecord:
         """Return the host's current record."""
@@ -369,10 +314,7 @@ class Agent:
         self.publisher.look()
         if self.scheduler.record().epoch > self._seen:
             self._rung.set()
-        fetching = {i.id for i in self.scheduler.record().instances if i.state is State.FETCHING}
-        if self._fetching - fetching:
-            self._stock.set()
-        self._fetching = fetching
+        self.stock.look()
         if self._next is not None and not self._next.done():
             self._next.set_result(None)
         self._next = None
@@ -453,27 +395,6 @@ class Agent:
             self._alive_at = now
             await asyncio.sleep(TICK_S)
 
-    async def _take_stock(self) -> None:
-        """Take stock at every interval, and on every change."""
-        while True:
-            await self._take_stock_once()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(STOCK_S):
-                    await self._stock.wait()
-
-    async def _take_stock_once(self) -> None:
-        """List the weights on this host, and cancel fetches that no declared function needs."""
-        self._stock.clear()
-        declared = self.scheduler.catalogue().values()
-        sizes = await disk.sizes(self.supervisor.looks, declared, Path(self.settings.agent.cache_dir))
-        if sizes != self.scheduler.record().weights:
-            self.tell(events.HostRead(weights=sizes))
-            self._monitor.profiles_due.set()
-        if (digest := self.scheduler.record().catalogue) != self._stock_of:
-            with contextlib.suppress(RedisError, NoAnswer):
-                await self.supervisor.fetches.keep_only(declared)
-                self._stock_of = digest
-
     async def _listen(self) -> None:
         """Reconcile at once when a router's new report may complete a drain, or an operator cordons this host or opens
         it again."""
@@ -496,6 +417,39 @@ class Agent:
                 while self.scheduler.record().instances:
                     self.publisher.changed.clear()
                     await self.publisher.changed.wait()
+
+
+def _first_record(settings: Settings, host_engines: engines.Engines, earlier: AgentState) -> HostRecord:
+    """Return what a host publishes when its agent starts."""
+    own = settings.agent
+    return HostRecord(
+        name=settings.host_name,
+        address=own.address or f"{_scheme(settings)}://{address.join(*address.split(own.listen))}",
+        version=version("cortex"),
+        labels=own.labels,
+        engines=host_engines.versions,
+        servers=host_engines.servers,
+        launchers={"vllm": "off"} if "vllm" in host_engines.tools and not own.launcher else {},
+        devices=devices.discover(own),
+        failures=earlier.failures,
+        # Epochs rise over restarts, or a router would acknowledge drains that it has not seen.
+        epoch=max(int(clock.now() * 1000), earlier.epoch + EPOCHS_AHEAD),
+        agent=secrets.token_hex(8),
+        home=home(Path(own.state_dir), boot_id()),
+        started=clock.now(),
+    )
+
+
+def _rules(settings: Settings) -> Rules:
+    """Return the scheduler's rules from the settings."""
+    return Rules(
+        strategy=settings.eviction.strategy,
+        stop_grace_s=settings.agent.stop_grace_s,
+        drain_grace_s=settings.agent.drain_grace_s,
+        start_silence_s=settings.agent.start_silence_s,
+        start_ceiling_s=settings.agent.start_ceiling_s,
+        defrag_after_cycles=settings.eviction.defrag_after_cycles,
+    )
 
 
 def _scheme(settings: Settings) -> str:

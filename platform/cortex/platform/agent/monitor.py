@@ -88,7 +88,7 @@ class HostMonitor:
         if devices:
             self._tell(HostRead(devices=devices, foreign=tuple(foreign), problem=problem))
         if reading.problem != self._problem and not reading.absent:
-            log.warning("devices_unread", why=reading.problem) if reading.problem else log.info("devices_read")
+            log.warning("devices_unreadable", why=reading.problem) if reading.problem else log.info("devices_read")
         self._problem = reading.problem
         self.reading = reading
 
@@ -97,7 +97,7 @@ class HostMonitor:
         record, freeze = self._scheduler.record(), ""
         if any(d.kind == "gpu" for d in record.devices):
             freeze = await self._supervisor.freeze_problem()
-        if self._park_ram_mb is None:  # what instances of an earlier agent hold is not free now, and is for this too
+        if self._park_ram_mb is None:  # RAM that instances of an earlier agent hold is not free, but part of the budget
             self._park_ram_mb = (_available_mb() + sum(i.ram_mb for i in record.instances)) // 2
         tiers = host_tiers(self._settings.agent, self._park_ram_mb, record.engines, record.devices, freeze)
         if (tiers, self._park_ram_mb) != (record.tiers, record.park_ram_mb):
@@ -116,9 +116,9 @@ class HostMonitor:
         """
         errors: list[Exception] = []
         ready = [i for i in self._scheduler.record().instances if i.state is State.READY]
-        self._supervisor.forget_misses({i.id for i in ready})
+        self._supervisor.health.forget_misses({i.id for i in ready})
         await self._each(errors, self.measure(), self.read_tiers(), self._read_ledger(), self._report_silent_paths())
-        await self._each(errors, *(self._supervisor.check(i) for i in ready))
+        await self._each(errors, *(self._supervisor.health.check(i) for i in ready))
         ready = [i for i in self._scheduler.record().instances if i.state is State.READY]
         await self._each(errors, self._learn_all(ready), self._learn_tiers())
         self._starts &= {i.id for i in self._scheduler.record().instances}

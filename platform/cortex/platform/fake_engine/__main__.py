@@ -83,7 +83,7 @@ def _import_aiohttp_without_certificates() -> None:
     """Import aiohttp a quarter faster: it would load the host's certificates twice, for its unused client."""
     previous = os.environ.get("SSL_CERT_FILE")
     os.environ["SSL_CERT_FILE"] = os.devnull
-    import aiohttp  # noqa: F401
+    import aiohttp  # noqa: F401 (for the import alone)
 
     if previous is None:
         del os.environ["SSL_CERT_FILE"]

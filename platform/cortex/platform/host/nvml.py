@@ -173,7 +173,7 @@ def main() -> None:
     # A hung call does not notice the end of the standard input.
     die_with_parent()
     # Answers use their own descriptor, because drivers print to the standard output.
-    with open(os.dup(1), "wb") as out, contextlib.suppress(BrokenPipeError):  # noqa: PTH123
+    with open(os.dup(1), "wb") as out, contextlib.suppress(BrokenPipeError):  # noqa: PTH123 (a descriptor, not a path)
         os.dup2(2, 1)
         nvml: Nvml | Answer | None = None
         for line in sys.stdin.buffer:

@@ -6,7 +6,7 @@ its devices; frozen, the driver has moved all of it. A return takes a fraction o
 mildest, the one with the fastest return: sleep, freeze, stop.
 
 RAM is bounded by the host's `park_ram_mb`. An engine keeps what it pinned after it has returned, until its process
-ends. When the RAM is too small, the parked instances that were used longest ago stop.
+ends. When the RAM is too small, the least recently used parked instances stop.
 """
 
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ def tiers_of(
     instance: Instance, function: Function, host: HostRecord, ram: Mapping[Tier, int] = MappingProxyType({})
 ) -> tuple[Tier, ...]:
     """Return the tiers that an instance may go to instead of stopping, the mildest first: those that its function
-    allows, its engine and its host have, its revision has not failed in, and whose `ram` the host can ever give."""
+    allows, its engine and host support, its revision has not failed in, and whose `ram` the host has at all."""
     kinds = {d.kind for d in host.devices if d.id in instance.devices}
     if kinds != {"gpu"} or instance.pinned:
         return ()
@@ -70,8 +70,8 @@ def can_park(host: HostRecord) -> bool:
 
 
 def must_sleep(instance: Instance, function: Function, host: HostRecord) -> bool:
-    """Return whether the engine of an instance is to be started so that it can sleep: it also does before the driver
-    freezes it, which leaves less to move."""
+    """Return whether to start an instance's engine with sleep mode. It also sleeps before the driver freezes it, which
+    leaves less to move."""
     failed: Mapping[Tier, str] = host.unparkable.get(instance.revision, {})
     possible = _has_sleep_mode(instance, function) and host.tiers.get(Tier.SLEEP) == "" and Tier.SLEEP not in failed
     return possible and bool(tiers_of(instance, function, host))
@@ -85,8 +85,7 @@ def _has_sleep_mode(instance: Instance, function: Function) -> bool:
 
 
 def tier_from(instance: Instance, mildest: Tier) -> Tier:
-    """Return the mildest tier, beginning with `mildest`, that takes more of its devices than an instance has given up
-    already."""
+    """Return the mildest tier from `mildest` on that frees more device memory than an instance has given up already."""
     tiers = TIERS[TIERS.index(mildest) :]
     if instance.state in PARKED and instance.parked in tiers:
         tiers = tiers[tiers.index(instance.parked) + 1 :]
@@ -99,7 +98,7 @@ def is_leaving(instance: Instance) -> bool:
 
 
 def admitted_mb(instance: Instance) -> int:
-    """Return an instance's memory on each device that no other can be given: of one that leaves, what stays."""
+    """Return an instance's memory on each device that others cannot have; for one that leaves, what will stay."""
     if not is_leaving(instance):
         return instance.held_mb
     if instance.parks_to is Tier.OTHER:
@@ -150,6 +149,6 @@ def pinned_mb(instance: Instance, tier: Tier) -> int:
 
 
 def in_ram_order(host: HostRecord, use: Use) -> list[Instance]:
-    """Return the parked instances whose RAM may be used for another, the one that was used longest ago first."""
+    """Return the parked instances whose RAM another may take, the least recently used first."""
     parked = (i for i in host.instances if i.state in PARKED and not is_leaving(i))
     return sorted(parked, key=lambda i: (use.last_used(i), i.id))

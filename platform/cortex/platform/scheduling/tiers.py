@@ -31,14 +31,14 @@ from cortex.platform.scheduling.steps import (
 )
 
 SETTLED = (State.READY, State.SLEEPING, State.FROZEN)
-"""States in which no other instance depends on what this one will keep."""
+"""States in which no other instance depends on how much memory this one keeps."""
 
 MOST_DOUBLINGS = 8
-"""Of the time between two rehearsals that are cancelled: 43 minutes at most."""
+"""How often the time between cancelled rehearsals doubles: up to 43 minutes."""
 
 
 def learn(state: HostState, instance: Instance) -> Instance:
-    """Give an instance the tiers that it may go to now, and what they cost by measurement."""
+    """Update the tiers that an instance may go to, and their measured costs."""
     if instance.state not in SETTLED or not (state.host.tiers or instance.tiers or instance.return_s):
         return instance
     entry = state.ledger.get(instance.revision)
@@ -52,11 +52,11 @@ def learn(state: HostState, instance: Instance) -> Instance:
 
 
 def leave(state: HostState, instance: Instance, now: float) -> None:
-    """Let an instance without requests leave its devices, when that disturbs no start there: it
+    """Let an instance without requests leave its devices, unless that would disturb a start there. It
 
     (1) goes to its tier, or a further one, if there is RAM for it;
-    (2) serves on, if it was only to rehearse its first sleep;
-    (3) waits for RAM that is being freed, for the grace period at most;
+    (2) keeps serving, if it was to rehearse its first sleep only;
+    (3) waits for RAM that is being freed, at most for the grace period;
     (4) stops, as every instance of a cordoned host does.
     """
     if not is_leaving(instance) or state.is_lane_taken(instance, (State.STARTING,)):
@@ -81,7 +81,7 @@ def leave(state: HostState, instance: Instance, now: float) -> None:
 
 def rehearse(state: HostState, instance: Instance, usage: Use, now: float) -> None:
     """Let an idle instance sleep and wake once, while no request waits and no other instance loses its RAM for it: an
-    engine's first sleep is slow. One whose rehearsals are cancelled is left alone for twice as long each time."""
+    engine's first sleep is slow. Each cancelled rehearsal doubles the time until the next."""
     if Tier.SLEEP not in instance.tiers or instance.ram_mb or any(usage.waiting.values()):
         return
     if state.line or state.cordoned:
@@ -99,7 +99,7 @@ def shed(state: HostState, now: float) -> None:
     """Stop parked instances that
 
     (1) are on a cordoned host: none returns there;
-    (2) exceed the RAM for them: it may have been lowered. An agent that was just restarted has not read its host yet.
+    (2) exceed the RAM for them, which may have been lowered. After a restart the agent has not read its host yet.
     """
     if state.cordoned:  # (1)
         for instance in [i for i in state.instances.values() if i.state in (State.PARKING, *PARKED)]:
@@ -114,8 +114,8 @@ def shed(state: HostState, now: float) -> None:
 
 
 def give_up(state: HostState, instance: Instance, incident: Incident, now: float) -> None:
-    """Stop a worker whose start, parking or return failed. A tier that failed is used no more for its revision; a
-    return that failed is no failed start."""
+    """Stop a worker whose start, parking or return failed. A tier that failed is no longer used for its revision; a
+    failed return does not count as a failed start."""
     tier, returns, why = instance.parks_to, instance.state is State.STARTING, incident.reason
     if tier is None:
         fail_and_stop(state, instance, incident, now)
@@ -135,13 +135,13 @@ def wanted_mb(state: HostState, instance: Instance, tier: Tier) -> int:
 
 
 def _short_mb(state: HostState, instance: Instance, wanted_mb: int) -> int:
-    """Return how much RAM is missing for an instance to hold so much."""
+    """Return how much RAM is missing for an instance to hold `wanted_mb`."""
     others = sum(i.ram_mb for i in state.instances.values() if i.id != instance.id)
     return others + wanted_mb - state.host.park_ram_mb
 
 
 def _free_ram(state: HostState, instance: Instance | None, short_mb: int, now: float) -> bool:
-    """Stop parked instances for another, the one that was used longest ago first; False: they have too little RAM."""
+    """Stop parked instances for another, the least recently used first; False: they hold too little."""
     ending = (State.STOPPING, State.RECLAIMING, *PARKED)
     leaving = [i for i in state.instances.values() if i.state in ending and is_leaving(i) and i.parks_to is None]
     short_mb -= sum(i.ram_mb for i in leaving)

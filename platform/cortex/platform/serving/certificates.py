@@ -60,10 +60,10 @@ async def follow(context: ssl.SSLContext, cert: str, key: str, *, pause: Callabl
                 continue
             await calls.look(cert, "load", load)
         except (SettingsError, OSError, ssl.SSLError) as error:
-            log.warning("certificate_not_taken", why=str(error))
+            log.warning("certificate_rejected", why=str(error))
             continue
         loaded = marks
-        log.info("certificate_taken", path=cert)
+        log.info("certificate_loaded", path=cert)
 
 
 def _marks(*paths: str) -> tuple[tuple[int, int, int], ...]:

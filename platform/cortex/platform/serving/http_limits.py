@@ -61,7 +61,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.answering: ClientConnection | None = None
         """The client of the request that is served now, if its application answers without ASGI messages."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn says so
         super().connection_made(transport)
         self._started = self.loop.time()
         peer = peer_of(self.client[0] if self.client else "")
@@ -117,7 +117,7 @@ class LimitedProtocol(HttpToolsProtocol):
             if self._client_keep_alive is None:
                 self._client_keep_alive = self.cycle.keep_alive
                 self.cycle.keep_alive = False
-                self.cycle.transport = _EarlyAnswer(self)  # type: ignore[assignment]
+                self.cycle.transport = _EarlyAnswer(self)  # type: ignore[assignment]  # it has what a cycle uses
         if overhead > self._overhead_limit():
             self._reject(*_TOO_LARGE)
             return

@@ -27,7 +27,8 @@ from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
 from cortex.platform.weights import store as weights
-from cortex.platform.weights.jobs import JobFailed, JobLost, Jobs
+from cortex.platform.weights.fetch_job import JobFailed
+from cortex.platform.weights.jobs import JobLost, Jobs
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -141,10 +142,10 @@ class Fetches:
             async with self._requesting:
                 fetching = await self._call(f"look {name}", lambda: self._jobs.look(name))
                 if fetching.alive and not fetching.explicit and not self._waiting.get(name):
-                    log.info("fetch_called_off", source=str(source))
+                    log.info("fetch_cancelled", source=str(source))
                     await self._call(f"cancel {name}", lambda: self._jobs.cancel(name))
         except (JobLost, redis.RedisError, OSError) as error:
-            log.warning("fetch_not_called_off", source=str(source), why=str(error))
+            log.warning("fetch_not_cancelled", source=str(source), why=str(error))
 
     async def prefetch(self, function: Function) -> str:
         """Fetch a function's weights although no instance waits for them. Return the job's id."""
@@ -173,7 +174,7 @@ class Fetches:
         needed = self._functions_by_job(declared)
         for fetching in await self._call("all", self._jobs.all):
             if fetching.alive and fetching.id not in needed and not self._waiting.get(fetching.id):
-                log.info("fetch_called_off", source=fetching.source)
+                log.info("fetch_cancelled", source=fetching.source)
                 await self.cancel(fetching.id)
 
     def _functions_by_job(self, declared: Collection[Function]) -> dict[str, tuple[str, ...]]:

@@ -178,7 +178,7 @@ class Hub:
             checked = _Checked(raw, progress)
             http_get(
                 location,
-                checked,  # type: ignore[arg-type]
+                checked,  # type: ignore[arg-type]  # of a file, it needs these methods alone
                 resume_size=checked.tell(),
                 headers=headers,
                 expected_size=size,

@@ -48,7 +48,7 @@ class ModelFacts:
         try:
             facts = self._of(path)
         except (OSError, ValueError, RecursionError, gguf_head.BadGguf) as error:
-            log.info("weights_unread", path=weights, why=str(error))
+            log.info("weights_unreadable", path=weights, why=str(error))
             return None
         has_projector = bool(function.mmproj) or any(
             option.partition("=")[0] in _VISION_OPTIONS for option in function.args

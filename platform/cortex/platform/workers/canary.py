@@ -1,6 +1,6 @@
 """A worker's canary: what its model computes for a fixed short request. Pure.
 
-The same process computes the same before it is frozen and after it is restored. If it does not, its memory came back
+A process must compute the same before it is frozen and after it is restored. If it does not, its memory came back
 damaged, and it must not serve. Only a digest is stored.
 """
 
@@ -27,7 +27,7 @@ _COMPUTED = ("content", "reasoning", "reasoning_content", "text", "embedding", "
 def request_of(server: Server, salt: str) -> tuple[str, dict[str, Any]]:
     """Return the path and the body of the canary of a server, without the model.
 
-    An answer from cached prompt tokens may differ in its last bits, so the request uses none: each has another `salt`.
+    An answer from cached prompt tokens may differ in its last bits. A different `salt` each time prevents their use.
     """
     path, body = next(r for dialect, r in _REQUESTS.items() if dialect in server.dialects or dialect == "rerank")
     uncached: dict[str, dict[str, Any]] = {"salt": {"cache_salt": salt}, "slots": {"cache_prompt": False}, "none": {}}
@@ -35,7 +35,7 @@ def request_of(server: Server, salt: str) -> tuple[str, dict[str, Any]]:
 
 
 def digest_of(answer: bytes) -> str:
-    """Return the digest of what an answer's model computed; "" if the answer has nothing of it."""
+    """Return the digest of what the model computed for an answer; "" if it contains nothing computed."""
     try:
         values = list(_values(msgspec.json.decode(answer)))
     except msgspec.MsgspecError:

@@ -4,8 +4,8 @@ The agent makes no CUDA call itself; `checkpoint_driver.py` does, in processes t
 all processes of the worker that use device memory, checkpoints each, and succeeds only when NVML shows that none of
 them has device memory any more. If a step fails, the processes are restored and unlocked again as far as possible.
 
-Nothing about a frozen worker is stored here: which of its processes are frozen is the driver's knowledge, so the next
-agent learns it by `recover`. All processes are locked before the first is checkpointed, and restored before the first
+Nothing about a frozen worker is stored here: the driver knows which of its processes are frozen, and `recover` reads it
+for the next agent. All processes are locked before the first is checkpointed, and restored before the first
 is unlocked. So a worker with both locked and checkpointed processes was left half-way.
 """
 
@@ -95,7 +95,7 @@ class Recovered(Struct, frozen=True):
 
 
 class Freezer:
-    """Freezes, restores and recovers workers. Different workers at the same time, one worker one after the other."""
+    """Freezes, restores and recovers workers: several at a time, but each worker by one call at a time."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class Freezer:
 
     @property
     def probe_is_due(self) -> bool:
-        """Whether it is to be examined, again, whether this host can freeze. Once it can, it stays so."""
+        """Whether `probe` is due: not yet run, or some time after it failed. A success is final."""
         return bool(self.problem) and time.monotonic() >= self._probe_at
 
     async def probe(self) -> None:
@@ -244,12 +244,12 @@ class Freezer:
             text = "NVML cannot be read, so it is not proved that the device memory was released"
         else:
             held_mb = sum(now.get(pid, 0) for pid in pids)
-            text = f"the driver reports a checkpoint, and NVML still {held_mb} MiB of device memory"
+            text = f"the driver reports a checkpoint, but NVML still shows {held_mb} MiB of device memory"
         raise FreezeFailed(FreezeProblem.MEMORY_STAYS, text)
 
     @contextlib.asynccontextmanager
     async def _driver(self) -> AsyncIterator["_DriverProcess"]:
-        """Provide a driver process that does nothing else meanwhile. One that finished its work is used again."""
+        """Provide a driver process for exclusive use. An idle one is reused."""
         driver, self._idle = self._idle, None
         if driver is None or not driver.usable:
             driver = await _DriverProcess.start(self._command, self._limits)
@@ -263,7 +263,7 @@ class Freezer:
 
 
 class _DriverProcess:
-    """A running `checkpoint_driver.py`. It is no subprocess of asyncio, which would kill it when the agent ends."""
+    """A running `checkpoint_driver.py`. It is not a subprocess of asyncio, which kills its own when the agent ends."""
 
     def __init__(
         self,
@@ -307,9 +307,9 @@ class _DriverProcess:
         self._pipe.close()
 
     async def request(self, do: Operation, member: ProcessId | None = None, within_s: float | None = None) -> Answer:
-        """Have an operation done. Raises FreezeFailed.
+        """Perform an operation. Raises FreezeFailed.
 
-        A driver process that does not answer in time is killed. If the caller is cancelled, it finishes the operation.
+        A driver process that does not answer in time is killed. A cancelled caller leaves the operation running.
         """
         assert self._child.stdin is not None
         self._busy, line = True, b""
@@ -322,11 +322,11 @@ class _DriverProcess:
             answer = msgspec.json.decode(line, type=Answer)
         except TimeoutError:
             await self._end()
-            text = f"the driver has not answered '{do}' for {limit_s:.0f} s"
+            text = f"the driver did not answer '{do}' within {limit_s:.0f} s"
             raise FreezeFailed(FreezeProblem.NO_ANSWER, text) from None
         except (OSError, ValueError):
             how = "sent an invalid answer" if line else describe_exit(await self._end())
-            raise FreezeFailed(FreezeProblem.NO_ANSWER, f"the driver process {how} at '{do}'") from None
+            raise FreezeFailed(FreezeProblem.NO_ANSWER, f"the driver process {how} during '{do}'") from None
         self._busy, self._started = False, True
         if answer.problem is not None:
             raise FreezeFailed(answer.problem, answer.text)
@@ -341,9 +341,9 @@ class _DriverProcess:
 
 
 def rights_problem(user: WorkerUser | None, status: Path = Path("/proc/self/status")) -> str:
-    """Return why this process may not freeze workers of a user (None: its own); "" if it may.
+    """Return why this process lacks the right to freeze workers of a user (None: its own); "" if it has it.
 
-    The driver opens files of the worker in /proc, which the kernel allows for processes of the same user, and else
+    The driver opens files of the worker in /proc. The kernel allows that for the same user's processes, and for others
     with CAP_SYS_PTRACE.
     """
     if user is None or user.uid == os.geteuid():

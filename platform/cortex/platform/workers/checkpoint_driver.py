@@ -7,8 +7,8 @@ caller, so the agent never makes them. `python -m cortex.platform.workers.checkp
 standard input, a `Request`, with one line of JSON, an `Answer`.
 
 It calls `cuInit`, which a restore needs where persistence mode is off, and creates no CUDA context: it takes no device
-memory. It ends with its standard input, but never during a call: a worker must not be left half-way because its agent
-was killed. Two of these processes never work on the same worker process at a time.
+memory. It ends when its standard input does, but never during a call: a worker must not be left half-way because its
+agent was killed. Two of these processes never work on the same worker process at a time.
 """
 
 import ctypes
@@ -27,10 +27,10 @@ from cortex.platform.process import process_id
 from cortex.platform.record import ProcessId
 
 LIBRARY_VARIABLE = "CORTEX_LIBCUDA"
-"""The path of another library than the driver's, for tests."""
+"""The path of a library to load instead of the driver's, for tests."""
 LIBRARY = "libcuda.so.1"
 CUDA_VERSION = 13_000
-"""CUDA 13.0: what drivers of branch 580 support, the first with which cortex freezes."""
+"""CUDA 13.0, which drivers support from branch 580 on: the oldest that cortex freezes with."""
 FUNCTIONS = ("Lock", "Checkpoint", "Restore", "Unlock", "GetState")
 VERSION = Path("/sys/module/nvidia/version")
 PAUSE_S = 0.02
@@ -82,7 +82,7 @@ class FreezeProblem(enum.StrEnum):
     NO_ANSWER = "no_answer"
     """The calling process hangs or has died."""
     MEMORY_STAYS = "memory_stays"
-    """Device memory is still in use after a checkpoint, or NVML does not show that none is."""
+    """Device memory is still in use after a checkpoint, or NVML cannot show that it is not."""
     NOTHING_HELD = "nothing_held"
     """No process of the worker uses device memory that NVML lists."""
     CANARY = "canary"

@@ -1,7 +1,7 @@
-"""The keys that open what an engine does for its operator: to sleep, to wake up.
+"""Keys for the paths of an engine that only its operator may call, such as sleep and wake-up.
 
-They follow from a secret of this agent that never leaves its host, unlike the keys of workers, which routers derive. It
-outlives the agent, so the next one can wake its workers.
+They are derived from a secret of this agent that never leaves its host. Worker keys, by contrast, can be derived by
+routers. The secret outlives the agent, so the next one can wake its workers.
 """
 
 import hmac
@@ -12,7 +12,7 @@ from cortex.platform.workers.process import write_private
 
 FILE = "control.key"
 LEAST_BYTES = 32
-"""Length of the shortest secret to accept: that of the digest which is made from it."""
+"""Least length of the secret: that of the digests derived from it."""
 
 
 class ControlKeys:
@@ -37,7 +37,7 @@ class ControlKeys:
             write_private(self._path, secret + b"\n", durable=True)
         if len(secret) < LEAST_BYTES:
             raise OSError(
-                f"{self._path} has {len(secret)} bytes, and the secret of the control keys has at least {LEAST_BYTES}: "
+                f"{self._path} has {len(secret)} bytes, but the secret of the control keys has at least {LEAST_BYTES}: "
                 "restore it, or remove it and restart the agent when no worker is parked"
             )
         return secret

@@ -47,7 +47,7 @@ def launch_context(
         key=key,
         tools=engines.tools,
         devices=tuple(d for d in instance.devices if d.startswith("GPU-")),
-        device_kind=kind,  # type: ignore[arg-type]
+        device_kind=kind,  # type: ignore[arg-type]  # a literal of two
         device_total_mb=min((d.total_mb for d in placed), default=0),
         memory_mb=engine_mb(effect),
         least_mb=estimate(effect.function, effect.weights.size_mb, effect.weights.shape).least_mb,

@@ -1,7 +1,7 @@
 """Probes a worker: its health, its models, and whether it has the instance's key."""
 
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import aiohttp
 
@@ -59,48 +59,43 @@ class Probe:
     async def status(self, instance: Instance, dialects: Collection[str], within_s: float) -> int | None:
         """Return the status of a worker's answer to a request of one token; None: it did not answer in time; 0: the
         connection broke."""
-        if self._http is None:
-            self._http = worker_http.session()
         path, body = next(
             request for dialect, request in _REQUESTS.items() if dialect in dialects or dialect == "rerank"
         )
-        timeout = aiohttp.ClientTimeout(total=within_s)
         try:
-            for key in self._token.worker_keys(instance.id):
-                async with self._http.post(
-                    instance.url + path,
-                    json={"model": instance.function, **body},
-                    headers=worker_http.headers(key),
-                    timeout=timeout,
-                    allow_redirects=False,
-                ) as answer:
-                    if answer.status not in KEY_REFUSED:
-                        return answer.status
+            return (await self._post(instance, path, body, within_s))[0]
         except TimeoutError:
             return None
         except (*worker_http.BREAKS, OSError):
             return 0
-        return 0
 
     async def canary(self, instance: Instance, server: Server) -> str:
         """Return the digest of what a worker computes for its canary; "" if it does not answer it."""
-        if self._http is None:
-            self._http = worker_http.session()
         path, body = canary.request_of(server, secrets.token_hex(8))
         try:
-            for key in self._token.worker_keys(instance.id):
-                async with self._http.post(
-                    instance.url + path,
-                    json={"model": instance.function, **body},
-                    headers=worker_http.headers(key),
-                    timeout=aiohttp.ClientTimeout(total=CANARY_S),
-                    allow_redirects=False,
-                ) as answer:
-                    if answer.status == 200:
-                        return canary.digest_of(await worker_http.whole(answer, CANARY_BYTES))
+            status, answer = await self._post(instance, path, body, CANARY_S, CANARY_BYTES)
         except (*worker_http.BREAKS, OSError, TimeoutError, Unreadable):
-            pass
-        return ""
+            return ""
+        return canary.digest_of(answer) if status == 200 else ""
+
+    async def _post(
+        self, instance: Instance, path: str, body: Mapping[str, object], within_s: float, read_bytes: int = 0
+    ) -> tuple[int, bytes]:
+        """Send a request with one of the instance's keys after another. Return status and body (at most `read_bytes`;
+        0: unread) of the first answer that accepts the key; 0 and nothing if none does."""
+        if self._http is None:
+            self._http = worker_http.session()
+        for key in self._token.worker_keys(instance.id):
+            async with self._http.post(
+                instance.url + path,
+                json={"model": instance.function, **body},
+                headers=worker_http.headers(key),
+                timeout=aiohttp.ClientTimeout(total=within_s),
+                allow_redirects=False,
+            ) as answer:
+                if answer.status not in KEY_REFUSED:
+                    return answer.status, await worker_http.whole(answer, read_bytes) if read_bytes else b""
+        return 0, b""
 
     async def served_models(self, url: str, health: str, instance: str) -> dict[str, ServedModel] | None:
         """Return a healthy worker's models by id; None while it is not healthy.

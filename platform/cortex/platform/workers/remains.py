@@ -79,7 +79,7 @@ class Remains:
     async def _wait_for_memory(self, pids: set[int]) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RELEASED_WITHIN_S):
-                while (holders := await self._holders()) and any(h.pid in pids for h in holders):  # noqa: ASYNC110
+                while (holders := await self._holders()) and any(h.pid in pids for h in holders):  # noqa: ASYNC110 (NVML has no event for it)
                     await asyncio.sleep(HOLDERS_AGAIN_S)
 
 

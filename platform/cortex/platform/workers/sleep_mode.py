@@ -14,12 +14,12 @@ from cortex.platform.worker_http import Unreadable
 from cortex.platform.workers.control_keys import ControlKeys
 
 ASK_S = 30.0
-"""Timeout of the question whether an engine sleeps: it may be about to."""
+"""Timeout of the query whether an engine sleeps: it may be falling asleep."""
 ANSWER_BYTES = 64 * 1024
 
 
 class SleepFailed(Exception):
-    """An engine did not do what it was told; the message is for operators."""
+    """An engine did not sleep or wake; the message is for operators."""
 
 
 class SleepMode:
@@ -32,16 +32,16 @@ class SleepMode:
         """Put an idle engine to sleep. Raises SleepFailed."""
         await self._post(instance, "/sleep?level=1", within_s)
         if await self.is_sleeping(instance) is not True:
-            raise SleepFailed("the engine does not say that it sleeps")
+            raise SleepFailed("the engine does not report that it sleeps")
 
     async def wake(self, instance: Instance, within_s: float) -> None:
         """Wake an engine. Raises SleepFailed."""
         await self._post(instance, "/wake_up", within_s)
         if await self.is_sleeping(instance) is not False:
-            raise SleepFailed("the engine does not say that it is awake")
+            raise SleepFailed("the engine does not report that it is awake")
 
     async def is_sleeping(self, instance: Instance) -> bool | None:
-        """Return whether an engine sleeps; None: it does not say."""
+        """Return whether an engine sleeps; None: it does not report it."""
         timeout = aiohttp.ClientTimeout(total=ASK_S)
         try:
             async with (

@@ -6,7 +6,6 @@ one is reclaimed. An exception in an effect also becomes an event, or the effect
 
 import asyncio
 import contextlib
-import enum
 import signal
 import subprocess
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
@@ -17,10 +16,9 @@ from typing import Any
 import structlog
 from msgspec.structs import replace
 
-from cortex.functions.launch import CannotLaunch, Launch, launch
+from cortex.functions.launch import CannotLaunch, Launch, LaunchContext, launch
 from cortex.functions.lifecycle import State
 from cortex.functions.names import slug
-from cortex.functions.servers import server_of
 from cortex.functions.spec import Engine
 from cortex.platform.blocking_calls import NoAnswer
 from cortex.platform.cancel import cancelled
@@ -50,16 +48,16 @@ from cortex.platform.scheduling.effects import (
 from cortex.platform.scheduling.events import Event
 from cortex.platform.scheduling.failures import evidence_in
 from cortex.platform.scheduling.parking import must_sleep
-from cortex.platform.scheduling.progress import PROOF_S
 from cortex.platform.scheduling.saved_state import SavedWorker
 from cortex.platform.serving import address
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
 from cortex.platform.weights.adapters import without_failed
 from cortex.platform.weights.fetches import Fetches
-from cortex.platform.workers import activity, cgroup, compile_caches, hardening, launch_context, log_files, process
+from cortex.platform.workers import cgroup, compile_caches, hardening, launch_context, log_files, process
 from cortex.platform.workers.checkpoint import Freezer
 from cortex.platform.workers.control_keys import ControlKeys
+from cortex.platform.workers.health import HealthChecks
 from cortex.platform.workers.ports import NoPort, Ports
 from cortex.platform.workers.probe import Probe
 from cortex.platform.workers.readahead import read_ahead
@@ -71,29 +69,17 @@ from cortex.platform.workers.worker_user import find_user
 log = structlog.get_logger()
 
 PROBE_FIRST_S, PROBE_MOST_S = 0.01, 0.5
-ADOPTION_PROBE_S = 2.0
-STUCK_CPU_S = 0.05
-"""CPU time between failed health checks that shows that a worker is alive."""
+
+
 AGAIN_S = 2.0
 """Pause before an effect that raised is retried."""
 FREEZER_S = 5.0
-"""Time after which a driver that does not answer whether it can freeze is not waited for."""
+"""Longest wait for the driver to answer whether it can freeze."""
 PRUNE_S = 60.0
 """Timeout of removing old compile caches."""
 
 IMPORTS_LONG = frozenset(("vllm", "llama_cpp.server"))
 """Servers that import for seconds before they open their weights."""
-
-
-class Examined(enum.Enum):
-    """The result of examining a worker of an earlier agent."""
-
-    SERVES = enum.auto()
-    """It lists its function, or is silent and may be busy."""
-    REFUSES_KEY = enum.auto()
-    """It refuses every key this host can derive, or lists no model: it was started under another token."""
-    OTHER_MODEL = enum.auto()
-    """It lists other models."""
 
 
 class Supervisor:
@@ -122,8 +108,8 @@ class Supervisor:
         """The workers whose exit `_watch` reports."""
         self._ports = Ports(settings.agent.worker_host, settings.agent.worker_ports)
         self._probe = Probe(token)
+        self.health = HealthChecks(self._probe, token, tell)
         self._control = ControlKeys(Path(settings.agent.state_dir))
-        self._misses: dict[str, tuple[int, float]] = {}
         self._owner = process.owner(Path(settings.agent.state_dir))
         self._groups = cgroup.home(self._owner)
         self._remains = Remains(self._owner, self._groups, holders, tell)
@@ -168,9 +154,9 @@ class Supervisor:
             case Spawn(instance):
                 self._begin("spawn", instance, self._spawn(effect), self._spawn_failed)
             case Look(instance):
-                self._begin("look", instance, self._look(instance), self._look_failed)
+                self._begin("look", instance, self.health.look(instance), self._look_failed)
             case Prove(instance):
-                self._begin("prove", instance, self._prove(effect))
+                self._begin("prove", instance, self.health.prove(effect))
             case Park(instance):
                 self._begin("move", instance, self.tiers.park(effect), self._park_failed)
             case Wake(instance):
@@ -251,21 +237,8 @@ class Supervisor:
 
     # After a restart.
 
-    async def examine(self, instance: Instance) -> Examined:
-        """Return what a worker of an earlier agent answers.
-
-        One that is silent may be busy. The host must not wait for it: it is watched from now on like any other.
-        """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ADOPTION_PROBE_S):
-                served = await self._probe.served_models(instance.url, instance.health_path, instance.id)
-                if served is None or instance.function in served:
-                    return Examined.SERVES
-                return Examined.OTHER_MODEL if served else Examined.REFUSES_KEY
-        return Examined.SERVES
-
     async def freeze_problem(self) -> str:
-        """Return why this host cannot freeze a worker, as far as it is known soon; "": it can."""
+        """Return why this host cannot freeze a worker, as far as that is known within `FREEZER_S`; "": it can."""
         if self.freezer.probe_is_due:
             await asyncio.wait((self._own("freezer", self._probe_freezer()),), timeout=FREEZER_S)
         return self.freezer.problem
@@ -303,30 +276,13 @@ class Supervisor:
     async def _spawn(self, effect: Spawn, *, not_warm: str = "") -> None:
         """Start a worker, unless its instance has been stopped meanwhile."""
         instance, function = effect.instance, effect.function
-        agent = self._settings.agent
         log_path = self.log_path(function.id, instance.id)
         running = {f"{slug(i)}.log" for i in self._ports.held()}
         await self.looks.look(str(log_path.parent), "logs", partial(log_files.make_room, log_path.parent, running))
         if not self._is_starting(instance.id):
             self._tell(events.Exited(instance.id, "was stopped before it was started"))
             return
-        key = self._token.worker_key(instance.id)
-        port = self._ports.take(instance.id, function.id, checks_key=function.engine is not Engine.COMMAND)
-        hardening.temporary(instance.id, self._user)
-        control_key = self._control_key(instance.id) if must_sleep(instance, function, self._record()) else ""
-        context = launch_context.launch_context(
-            effect,
-            agent,
-            self._engines,
-            self._record().devices,
-            port=port,
-            key=key,
-            control_key=control_key,
-            sleeps=bool(control_key),
-            scratch=str(self.scratch(instance.id)),
-            layers=effect.weights.layers if launch_context.exceeds_placement(effect) else 0,
-            adapters=tuple(effect.weights.adapters.values()),
-        )
+        context = self._launch_context(effect)
         command = launch(launch_context.with_local_paths(function, effect.weights), context)
         for path, content in command.files.items():
             process.write_private(Path(path), content.encode(), self._user)
@@ -339,7 +295,7 @@ class Supervisor:
             self._with_adapters[instance.id] = effect
         self._children[instance.id] = child
         self._watch_over(instance.id, function.id, leader)
-        url = f"http://{address.join(agent.worker_host, port)}"
+        url = f"http://{address.join(self._settings.agent.worker_host, context.port)}"
         self._tell(
             events.Spawned(
                 instance.id,
@@ -349,7 +305,7 @@ class Supervisor:
                 health_path=command.health_path,
                 path=path,
                 warm=warm,
-                sleeps=bool(control_key),
+                sleeps=context.sleeps,
                 adapters={id: number for number, id in enumerate(effect.weights.adapters)},
                 adapter_problems=effect.weights.adapter_problems,
             )
@@ -361,6 +317,26 @@ class Supervisor:
             self._own("read ahead", self._read_ahead(instance.id, function.id, Path(effect.weights.path)))
         if command.server == "vllm" and context.cache:
             self._own("prune", self._prune_compile_caches(Path(context.cache)))
+
+    def _launch_context(self, effect: Spawn) -> LaunchContext:
+        """Return what a worker is given on this host, with a port and a temporary directory of its own."""
+        instance, function = effect.instance, effect.function
+        port = self._ports.take(instance.id, function.id, checks_key=function.engine is not Engine.COMMAND)
+        hardening.temporary(instance.id, self._user)
+        control_key = self._control_key(instance.id) if must_sleep(instance, function, self._record()) else ""
+        return launch_context.launch_context(
+            effect,
+            self._settings.agent,
+            self._engines,
+            self._record().devices,
+            port=port,
+            key=self._token.worker_key(instance.id),
+            control_key=control_key,
+            sleeps=bool(control_key),
+            scratch=str(self.scratch(instance.id)),
+            layers=effect.weights.layers if launch_context.exceeds_placement(effect) else 0,
+            adapters=tuple(effect.weights.adapters.values()),
+        )
 
     def _control_key(self, instance: str) -> str:
         """Return an instance's control key; "" when it cannot be read or written: its engine starts without sleep."""
@@ -499,34 +475,6 @@ class Supervisor:
 
     # While it is ready.
 
-    async def check(self, instance: Instance) -> None:
-        """Check the health of a ready worker, and whether it uses CPU time while the checks fail."""
-        served = await self._probe.served_models(instance.url, instance.health_path, instance.id)
-        if served is not None:
-            self._misses.pop(instance.id, None)
-            return
-        if instance.server == "vllm" and await self.end_if_failed(instance):
-            return
-        busy_s = await asyncio.to_thread(process.cpu_s, instance.pid)
-        misses, first_busy_s = self._misses.get(instance.id, (0, busy_s))
-        self._misses[instance.id] = (misses + 1, first_busy_s)
-        # A second source: a worker that uses CPU time is slow, one that does not is stuck.
-        stuck = busy_s - first_busy_s < STUCK_CPU_S
-        log.warning("health_missed", function=instance.function, instance=instance.id, misses=misses + 1, stuck=stuck)
-        self._tell(events.HealthCheckFailed(instance.id, misses + 1, stuck))
-
-    async def end_if_failed(self, instance: Instance) -> bool:
-        """Kill a worker whose API server says that its engine has failed; it may go on saying so for seconds."""
-        leader = instance.process
-        if leader is None or not await self._probe.fails_health_check(instance):
-            return False
-        log.warning("engine_failed", function=instance.function, instance=instance.id, pid=instance.pid)
-        return process.signal_worker(leader, signal.SIGKILL)
-
-    def forget_misses(self, present: Collection[str]) -> None:
-        """Drop the failed checks of instances that do not exist any more."""
-        self._misses = {i: m for i, m in self._misses.items() if i in present}
-
     async def used_mb(self, instance: Instance, engine: str) -> int | None:
         """Return a worker's measured memory over all its devices; None if it cannot be measured."""
         if engine == Engine.FAKE:
@@ -538,25 +486,6 @@ class Supervisor:
         return hardening.temporary_path(instance) / "scratch"
 
     # Stopping.
-
-    async def _look(self, instance: Instance) -> None:
-        """Report whether a worker has requests or connections."""
-        seen = await activity.look(instance.url, self._token.worker_keys(instance.id))
-        self._tell(events.Looked(instance.id, seen.running, seen.connections))
-
-    async def _prove(self, effect: Prove) -> None:
-        """Send a silent worker a request of one token, and check for other signs of progress."""
-        instance, function = effect.instance, effect.function
-        keys = self._token.worker_keys(instance.id)
-        tokens = await activity.tokens(instance.url, keys)
-        busy_s = await asyncio.to_thread(process.cpu_s, instance.pid)
-        answered = await self._probe.responds(instance, server_of(function, instance.server).dialects, PROOF_S)
-        # A command may wait for another machine without using CPU time.
-        worked = await asyncio.to_thread(process.cpu_s, instance.pid) - busy_s >= STUCK_CPU_S
-        worked = worked or function.engine is Engine.COMMAND
-        answered = answered or await activity.tokens(instance.url, keys) != tokens
-        log.warning("silent_worker_tried", function=function.id, instance=instance.id, answered=answered, worked=worked)
-        self._tell(events.Proved(instance.id, answered, worked))
 
     async def _stop(self, effect: Stop) -> None:
         """Send TERM, wait for the grace, then send KILL until it has ended. `_watch` reports a watched worker.

@@ -1,6 +1,6 @@
 """Moves a worker's memory off its devices and back: the effects `Park` and `Wake`.
 
-Each ends in one event. A worker that was parked half-way is stopped by the scheduler, never used.
+Each ends in one event. The scheduler stops a worker that was left half-way; it never serves.
 """
 
 import asyncio
@@ -62,11 +62,11 @@ class Tiers:
         return instance.id in self._locked or instance.parked is Tier.FREEZE
 
     def forget(self, instance: str) -> None:
-        """Drop what is known of a worker that has ended."""
+        """Forget a worker that has ended."""
         self._locked.discard(instance)
 
     async def park(self, effect: Park) -> None:
-        """Move an idle worker's memory to RAM: first asleep, then frozen, if it is to do both."""
+        """Move an idle worker's memory to RAM: put it to sleep, freeze it, or do both in this order."""
         instance, function = effect.instance, effect.function
         if instance.parked is None and Tier.FREEZE in instance.tiers:
             await self._store_canary(instance, function)
@@ -112,8 +112,8 @@ class Tiers:
         self._tell(events.Answered(instance.id))
 
     async def examine(self, worker: SavedWorker) -> tuple[SavedWorker, bool | None]:
-        """Return a worker of an earlier agent in the tier that it is in, and whether it is parked; None: it does not
-        say, it was left half-way, or it computes other than before it was frozen."""
+        """Return an earlier agent's worker with the tier that it is in, and whether it is parked; None: it does not
+        answer, was left half-way, or computes something else than before it was frozen."""
         instance = worker.instance
         if Tier.FREEZE in (instance.parked, instance.parks_to) and instance.process is not None:
             self._locked.add(instance.id)
@@ -139,7 +139,7 @@ class Tiers:
     async def _sleep(self, instance: Instance, function: Function) -> int:
         """Put an engine to sleep. Return the RAM that it holds then. Raises SleepFailed.
 
-        It pins RAM when it sleeps first, and keeps it, so only then it is measured: that takes as long as a sleep.
+        It pins RAM at its first sleep and keeps it, so only then it is measured, which takes as long as a sleep.
         """
         if instance.ram_mb:
             await self._sleep_mode.sleep(instance, self._within_s(function))
@@ -147,7 +147,7 @@ class Tiers:
         resident_mb = await asyncio.to_thread(process.resident_mb, instance.pid) or 0
         await self._sleep_mode.sleep(instance, self._within_s(function))
         grown_mb = (await asyncio.to_thread(process.resident_mb, instance.pid) or 0) - resident_mb
-        # Memory that the driver has pinned may be missing in what the kernel counts as resident.
+        # The kernel may not count memory that the driver has pinned as resident.
         return max(instance.ram_mb, grown_mb, self._weights_mb(function))
 
     async def _freeze(self, instance: Instance, function: Function) -> int:
@@ -163,13 +163,13 @@ class Tiers:
             raise
 
     async def _store_canary(self, instance: Instance, function: Function) -> None:
-        """Store what the worker computes before it is parked first. None is stored if it does not answer."""
+        """Store what the worker computes before it is first parked; nothing, if it does not answer."""
         path = self._canary(instance)
         if not path.exists() and (digest := await self._probe.canary(instance, server_of(function, instance.server))):
             process.write_private(path, digest.encode())
 
     async def _compare_canary(self, instance: Instance, function: Function) -> None:
-        """Raises FreezeFailed when a worker does not compute the same as before it was parked first."""
+        """Raise FreezeFailed if a worker does not compute the same as before it was first parked."""
         digest = await self._probe.canary(instance, server_of(function, instance.server))
         if not digest:
             raise FreezeFailed(FreezeProblem.CANARY, "it does not answer its canary after the restore")
@@ -177,7 +177,7 @@ class Tiers:
             raise FreezeFailed(FreezeProblem.CANARY, "its first tokens differ from those before it was frozen")
 
     def _canary(self, instance: Instance) -> Path:
-        """Return the path of the digest, in the worker's temporary directory: it is there as long as the worker."""
+        """Return the path of the digest, in the worker's temporary directory: it lasts as long as the worker."""
         return self._scratch(instance.id).with_name("canary")
 
     async def _used(self, instance: Instance, function: Function) -> Mapping[int, int] | None:

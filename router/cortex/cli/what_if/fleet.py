@@ -1,10 +1,11 @@
 """A fleet on a virtual clock: the agents' schedulers, and the router's choice of hosts, instances and minimums.
 
-What decides is the product's own: `Scheduler`, `Activator`, `choose`, `Scaling`. Workers are left out: a start takes as
+What decides is the product's own: `Scheduler`, `Proposer`, `choose`, `Scaling`. Workers are left out: a start takes as
 long as the last one of its function did.
 """
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import partial
 from heapq import heappop, heappush
 from typing import Any, TypeVar
 
@@ -26,14 +27,12 @@ from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.scheduling.state import Rules
-from cortex.router.activation.activator import Activator
 from cortex.router.activation.agents import Agents
 from cortex.router.activation.load_balancing import choose
+from cortex.router.activation.proposer import Proposer
 from cortex.router.activation.scaling import Cause, Scaling
 from cortex.router.errors import RequestError
 from cortex.router.fleet_view import FleetView
-from cortex.router.live_catalogue import Target
-from cortex.router.request.probe import Pulse
 
 T = TypeVar("T")
 
@@ -79,10 +78,8 @@ class ReplayFleet:
         self.would: dict[str, Tally] = {}
         view = FleetView(_Record(self.fleet), ROUTER)
         self._view = view
-        self._activator = Activator(
-            view, _Record(self.fleet), _LocalAgents(self._ensure), _Waits(self._waiting, lambda: self.now), _Declared(),
-            _NoProbe(), now=lambda: self.now,
-        )  # fmt: skip
+        waits = _Waits(self._waiting, lambda: self.now)
+        self._proposer = Proposer(view, _LocalAgents(self._ensure), waits, now=lambda: self.now)
 
     def run(self, progress: Callable[[float], None] = lambda _: None) -> dict[str, Tally]:
         """Replay the whole time, until no request waits. Return what comes of the requests, by function.
@@ -98,9 +95,9 @@ class ReplayFleet:
             self._schedulers[name] = Scheduler(bare, rules)
             self._tell(name, events.LedgerRead(self._ledger()))
         for function in past.carried:
-            self._at(early, lambda f=function: self._arrive(Visit(self.now, f)))  # type: ignore[misc]
+            self._at(early, partial(self._arrive, Visit(early, function)))
         for visit in past.visits:
-            self._at(max(visit.at, early), lambda v=visit: self._arrive(v))  # type: ignore[misc]
+            self._at(max(visit.at, early), partial(self._arrive, visit))
         looked_at, reported = early, 0.0
         while self.now <= past.end or any(self._waiting.values()):
             self._look()
@@ -212,7 +209,7 @@ class ReplayFleet:
                 self._count(function.id).waited(waited_s)
             self._in_flight[instance.id] = self._in_flight.get(instance.id, 0) + 1
             self._touch(function.id, instance.id)
-            self._later(waiter.visit.work_s, lambda i=instance.id: self._finish(function.id, i))  # type: ignore[misc]
+            self._later(waiter.visit.work_s, partial(self._finish, function.id, instance.id))
 
     def _finish(self, function: str, instance: str) -> None:
         self._touch(function, instance)
@@ -226,7 +223,7 @@ class ReplayFleet:
     def _start(self, function: Function) -> None:
         waited_s = self.now - self._waiting[function.id][0].visit.at
         try:
-            _run(self._activator.propose(Ensure(function, waited_s=waited_s, turn=True)))
+            _run(self._proposer.propose(Ensure(function, waited_s=waited_s, turn=True)))
         except RequestError as error:
             if error.retry_after is None:
                 for waiter in list(self._waiting[function.id]):
@@ -240,7 +237,7 @@ class ReplayFleet:
             function = self._functions[want.function]
             try:
                 minimum = want.cause is Cause.MINIMUM
-                _run(self._activator.propose(self._one_more(function, minimum=minimum)))
+                _run(self._proposer.propose(self._one_more(function, minimum=minimum)))
                 _run(self._view.refresh())
             except RequestError:
                 continue
@@ -365,24 +362,3 @@ class _Waits(InFlight):
     def waiting_for(self, function: str) -> int:
         """Return how many wait for a function."""
         return len(self._waiters.get(function, ()))
-
-
-class _Declared:
-    """A catalogue that does not change."""
-
-    digest = ""
-
-    def get(self, name: str) -> Target | None:
-        """Return no target: a start looks none up."""
-        return None
-
-    async def change(self, timeout_s: float, *others: Any) -> None:
-        """Return at once."""
-
-
-class _NoProbe:
-    """A worker always answers."""
-
-    async def pulse(self, instance: Instance) -> Pulse:
-        """Return that it is well."""
-        return Pulse.WELL

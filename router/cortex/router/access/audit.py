@@ -1,8 +1,8 @@
 """Records what operators do: every request to a route that needs an admin key, in one place.
 
-Rejected callers are not recorded, else a client without rights could push the entries of others out; the log has them
-(`door_closed`). A read that is repeated within `SAME_S` is one entry. Entries are written at once by a task of its own,
-so an operator never waits for it, and are retried while Redis is away.
+Rejected callers are not recorded: a client without rights could otherwise push out the entries of others. The log has
+them (`access_denied`). A read that is repeated within `SAME_S` is one entry. A task of its own writes entries at once,
+so that no operator waits for it, and tries again while Redis is away.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ DETAILS = (
     "now", "min", "max", "host", "instance", "run", "follow", "key", "scope", "functions", "rpm", "tpm", "concurrent",
     "priority", "group", "expires_s", "overlap_s", "unused", "dry_run", "since",
 )  # fmt: skip
-"""The parameters that an entry holds. What a log is searched for is none of them."""
+"""The parameters that an entry records. The search text of a log is not among them."""
 
 
 class Action(Struct, frozen=True):
@@ -152,14 +152,14 @@ class AuditLog:
         return False
 
     async def run(self) -> None:
-        """Write entries as they come."""
+        """Write entries as they arrive."""
         while True:
             await self._wake.wait()
             if not await self.write():
                 await asyncio.sleep(RETRY_S)
 
     async def write(self) -> bool:
-        """Write the buffered entries; return whether the record took them. Else they stay buffered."""
+        """Write the buffered entries; return whether the record took them. Otherwise they stay buffered."""
         self._wake.clear()
         entries = list(self._buffer)
         try:
@@ -174,7 +174,7 @@ class AuditLog:
 
 
 def _entry(scope: Any, body: bytes, at: float, status: int) -> AuditRecord | None:
-    """Return the entry of a request; None if it needs no admin key, was rejected, or only asks for a plan."""
+    """Return the entry of a request; None if it needs no admin key, was rejected, or requests a plan only."""
     handler, principal = scope.get("route_handler"), scope.get("state", {}).get("principal")
     if handler is None or not isinstance(principal, Principal) or handler.opt.get(NEEDS, Right.ADMIN) != Right.ADMIN:
         return None

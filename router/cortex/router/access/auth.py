@@ -148,7 +148,7 @@ class AuthGuard:
             return
         self._logged_at = time.monotonic()
         client = scope.get("client")
-        log.info("door_closed", client=client[0] if client else None, path=scope["path"][:200], why=error.message)
+        log.info("access_denied", client=client[0] if client else None, path=scope["path"][:200], why=error.message)
 
 
 def caller(connection: ASGIConnection[Any, Any, Any, Any]) -> Principal:

@@ -62,7 +62,7 @@ class KeyRing:
 
     async def refresh(self) -> None:
         """Read all keys now. Raises RecordUnavailable."""
-        keys = await self._registry.keys()
+        keys = await self._registry.api_keys.all()
         self._table = {k.digest: principal(k) for k in keys}
         self.loaded = True
         self.has_keys = self.has_keys or bool(keys)

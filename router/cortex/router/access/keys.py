@@ -22,11 +22,11 @@ class Keys:
 
     async def all(self) -> list[ApiKey]:
         """Return every key, including replaced and expired ones."""
-        return sorted(await self._registry.keys(), key=lambda k: (k.name, k.replaced, -k.created))
+        return sorted(await self._registry.api_keys.all(), key=lambda k: (k.name, k.replaced, -k.created))
 
     async def named(self, name: str) -> list[ApiKey]:
         """Return the keys of a name or id, the current one first. Raises KeyNotFound."""
-        keys = keys_named(await self._registry.keys(), name)
+        keys = keys_named(await self._registry.api_keys.all(), name)
         if not keys:
             raise KeyNotFound(f"there is no API key {name[:100]!r}")
         return keys
@@ -34,7 +34,7 @@ class Keys:
     async def make(self, request: NewKey) -> tuple[str, ApiKey]:
         """Create a key; return it, which is not stored, and its record. Raises KeyNameTaken."""
         now = time.time()
-        if keys_named(await self._registry.keys(), request.name):
+        if keys_named(await self._registry.api_keys.all(), request.name):
             raise KeyNameTaken(f"an API key '{request.name}' exists already; rotate or revoke it")
         secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
         key = ApiKey(
@@ -49,7 +49,7 @@ class Keys:
             created=now,
             expires=now + request.expires_s if request.expires_s else 0.0,
         )
-        await self._registry.put_keys(key)
+        await self._registry.api_keys.put(key)
         return secret, key
 
     async def rotate(self, name: str, overlap_s: int) -> tuple[str, ApiKey]:
@@ -57,19 +57,19 @@ class Keys:
         current = (await self.named(name))[0]
         secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
         fresh, ending = rotated(current, digest(secret), time.time(), overlap_s)
-        await self._registry.put_keys(fresh, ending)
+        await self._registry.api_keys.put(fresh, ending)
         return secret, fresh
 
     async def change(self, name: str, change: KeyChange) -> list[ApiKey]:
         """Move a key, with those it replaced, to another group. Raises KeyNotFound."""
         current = await self.named(name)
-        await self._registry.group_keys([k.digest for k in current], change.group)
+        await self._registry.api_keys.set_group([k.digest for k in current], change.group)
         return await self.named(name)
 
     async def revoke(self, name: str) -> list[ApiKey]:
         """Delete a key with those it replaced. Raises KeyNotFound."""
         keys = await self.named(name)
-        await self._registry.drop_keys(k.digest for k in keys)
+        await self._registry.api_keys.delete(k.digest for k in keys)
         return keys
 
 

@@ -36,11 +36,11 @@ class Sessions:
         id = secrets.token_urlsafe(ID_BYTES)
         now = time.time()
         session = Session(key=digest(secret), began=now, ends=now + SESSION_S)
-        sessions = await self._registry.sessions()
+        sessions = await self._registry.api_keys.sessions()
         ended = [name for name, entry in sessions.items() if entry.ends <= now]
         alive = sorted((entry.began, name) for name, entry in sessions.items() if entry.ends > now)
         ended += [name for _, name in alive[: max(0, len(alive) - MOST_SESSIONS + 1)]]
-        await self._registry.begin_session(digest(id), session, ended)
+        await self._registry.api_keys.begin_session(digest(id), session, ended)
         return f"{id}.{self._seal(id)}"
 
     async def find(self, cookie: str) -> Principal | None:
@@ -49,7 +49,7 @@ class Sessions:
         if name is None:
             return None
         try:
-            session = await self._registry.session(name)
+            session = await self._registry.api_keys.session(name)
         except RecordUnavailable:
             session = self._cache.get(name)
         else:
@@ -61,7 +61,7 @@ class Sessions:
     async def end(self, cookie: str) -> None:
         """End a session on every worker. Raises RecordUnavailable; the session then stays open."""
         if name := self._name(cookie):
-            await self._registry.end_session(name)
+            await self._registry.api_keys.end_session(name)
             self._remember(name, None)
 
     def _remember(self, name: str, session: Session | None) -> None:

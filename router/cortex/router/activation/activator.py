@@ -14,25 +14,22 @@ import contextlib
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
 import structlog
-from msgspec.structs import replace
 
 from cortex.functions.lifecycle import PARKED
 from cortex.functions.spec import Function
 from cortex.platform import clock
-from cortex.platform.agent_messages import Accepted, Ensure, PlacementPlan, Rejected
+from cortex.platform.agent_messages import Accepted, Ensure
 from cortex.platform.cancel import cancelled
 from cortex.platform.in_flight import InFlight
-from cortex.platform.record import Failure, FailureKind, Instance, use
+from cortex.platform.record import FailureKind, Instance
 from cortex.platform.registry import RecordUnavailable, Registry
-from cortex.platform.scheduling.placement import Need, NoRoom, When, misfit, need, place
-from cortex.router.activation.agents import TIMEOUT_S, Agents, AgentUnavailable, AgentUnreachable
-from cortex.router.activation.load_balancing import candidates, hosts_to_ask, why_nowhere
-from cortex.router.activation.waits import ready_in_s, waits
-from cortex.router.decision_log import DecisionLog, RouterDecision
+from cortex.router.activation.agents import TIMEOUT_S
+from cortex.router.activation.proposer import RETRY_AFTER_S, AnswerLost, Proposer
+from cortex.router.activation.waits import waits
 from cortex.router.errors import (
     SEE_WHY,
     FunctionNotFound,
@@ -51,16 +48,10 @@ log = structlog.get_logger()
 CLAIM_S = TIMEOUT_S + 5.0
 """A claim is released in milliseconds, or at the latest after one agent that does not answer, which it must outlast. It
 expires if its router dies."""
-PROPOSE_S = 3.0
-"""After this time no further host is tried under the same claim."""
-SLOW_S = 30.0
-"""How long an agent that did not answer is tried after all others."""
 CLAIMED_ELSEWHERE_S = 0.05
 NO_ROOM_S = 1.0
 UNSEEN_S = 10.0
 """How long a started instance may be missing from the record before it is started again."""
-RETRY_AFTER_S = 5
-MOST_RETRY_AFTER_S = 3600
 
 
 class Declarations(Protocol):
@@ -78,11 +69,6 @@ class Prober(Protocol):
     async def pulse(self, instance: Instance) -> Pulse: ...
 
 
-class AnswerLost(NoCapacity):
-    """An agent did not answer in time. It may have started an instance: the record must be read before the next host
-    is tried."""
-
-
 class Activator:
     """Starts functions on request. It owns the starts; requests may leave at any time."""
 
@@ -90,21 +76,18 @@ class Activator:
         self,
         view: FleetView,
         registry: Registry,
-        agents: Agents,
+        proposer: Proposer,
         in_flight: InFlight,
         catalogue: Declarations,
         probe: Prober,
-        decision_log: DecisionLog | None = None,
         now: Callable[[], float] = lambda: clock.now(),
     ) -> None:
         """`now` is the time of the view's fleet."""
         self._now = now
-        self._decision_log = decision_log or DecisionLog("")
-        self._view, self._registry, self._agents, self._in_flight = view, registry, agents, in_flight
+        self._view, self._registry, self._proposer, self._in_flight = view, registry, proposer, in_flight
         self._catalogue, self._probe = catalogue, probe
         self._starts: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._refusals: dict[tuple[str, str], NoCapacity] = {}
-        self._slow: dict[str, float] = {}
         self._warming: dict[str, asyncio.Task[None]] = {}
 
     async def close(self) -> None:
@@ -131,6 +114,10 @@ class Activator:
     def refusal(self, target: Target) -> NoCapacity | None:
         """Return why no host has room for the start that requests wait for; None: it is under way, or none is."""
         return self._refusals.get((target.base.id, target.revision))
+
+    def retry_after_s(self, function: str) -> int:
+        """Return in how many seconds a function that waits for memory is ready, by the agents' estimate."""
+        return self._proposer.retry_after_s(function)
 
     def late(self, function: Function) -> NotReadyInTime:
         """Return the error for a start that exceeds `start_timeout_s`."""
@@ -202,9 +189,8 @@ class Activator:
             if not claimed or self._starting(function, rev):
                 return None
             existing = tuple(i.id for h in self._view.fleet.hosts.values() for i in h.of(function.id))
-            return await self.propose(
-                Ensure(function, beside=existing, evict=evict, minimum=not for_request, unused_s=unused_s)
-            )
+            request = Ensure(function, beside=existing, evict=evict, minimum=not for_request, unused_s=unused_s)
+            return await self._proposer.propose(request)
 
     async def move(self, target: Target, source: str) -> Accepted | None:
         """Ensure an instance on another host than `source`, which is being drained; None when another router has the
@@ -216,138 +202,7 @@ class Activator:
                 return None
             host = self._view.fleet.hosts.get(source)
             leaving = tuple(i.id for i in host.of(function.id)) if host else ()
-            return await self.propose(Ensure(function, beside=leaving))
-
-    async def propose(self, request: Ensure) -> Accepted:
-        """Start an instance on the first host that accepts it, whatever other hosts have.
-
-        Raises RequestError; AnswerLost when an agent may have started one without an answer.
-        """
-        function = request.function
-        function_need = need(function, None)
-        fleet = self._view.fleet
-        usage = use(fleet)
-        order = self._slow_last(hosts_to_ask(function_need, function, fleet, usage, self._now(), request.beside))
-        refusals: dict[str, Rejected] = {}
-        accepted = await self._first_host(order, replace(request, turn=request.turn and len(order) == 1), refusals)
-        if accepted is None and request.turn and len(order) > 1 and (host := _soonest_turn(refusals)):
-            accepted = await self._first_host([host], request, refusals)  # a host with room goes before a turn
-        if accepted is None:
-            refusal = self._refusal(function, function_need, refusals)
-            self._decision_log.note_once(RouterDecision.NO_HOST, function.id, why=refusal.message)
-            raise refusal
-        host, started = accepted
-        refusals.pop(host, None)
-        estimates = candidates(function_need, order, fleet, usage, self._now())
-        self._note_proposed(function, estimates, refusals, host, started)
-        return started
-
-    async def _first_host(
-        self, order: Iterable[str], request: Ensure, refusals: dict[str, Rejected]
-    ) -> tuple[str, Accepted] | None:
-        """Return the first host that accepts a function, and its answer; add the rejections of others to `refusals`.
-
-        Raises AnswerLost.
-        """
-        hosts, started_at = self._view.fleet.hosts, time.monotonic()
-        for host in order:
-            if host not in hosts:
-                continue
-            try:
-                answer = await self._agents.ensure(hosts[host], request)
-            except AgentUnavailable as error:
-                log.warning("agent_away", host=host, why=str(error))
-                self._slow[host] = time.monotonic() + SLOW_S
-                if not isinstance(error, AgentUnreachable) or time.monotonic() - started_at > PROPOSE_S:
-                    public = f"no room for '{request.function.id}' now"
-                    why = f"{public}: {host}: {error}"
-                    raise AnswerLost(why, retry_after=RETRY_AFTER_S, public=public + SEE_WHY) from None
-                refusals[host] = Rejected(str(error), When.LATER)
-                continue
-            if isinstance(answer, Accepted):
-                return host, answer
-            refusals[host] = answer
-        return None
-
-    def _slow_last(self, hosts: list[str]) -> list[str]:
-        """Return the hosts, with those last whose agents recently did not answer."""
-        now = time.monotonic()
-        self._slow = {host: until for host, until in self._slow.items() if until > now}
-        return sorted(hosts, key=lambda host: self._slow.get(host, 0.0))
-
-    def _note_proposed(
-        self,
-        function: Function,
-        estimates: Sequence[Mapping[str, object]],
-        refusals: Mapping[str, Rejected],
-        host: str,
-        started: Accepted,
-    ) -> None:
-        """Log the decision: the estimates for hosts, and the rejections before this one."""
-        inputs = {
-            "candidates": estimates,
-            "rejections": {name: rejection.reason for name, rejection in refusals.items()},
-            "waiting": self._in_flight.waiting_for(function.id),
-        }
-        why = "the best of the hosts that take it" if not refusals else "the best of those that did not refuse"
-        self._decision_log.note(
-            RouterDecision.PROPOSED, function.id, host=host, instance=started.instance, why=why, inputs=inputs
-        )
-
-    async def plan(self, function: Function) -> tuple[PlacementPlan | None, dict[str, str]]:
-        """Return the plan of a start, and why the hosts before it, or all hosts, reject it."""
-        function_need = need(function, None)
-        fleet = self._view.fleet
-        refusals: dict[str, str] = {}
-        usage, now = use(fleet), self._now()
-        for host in hosts_to_ask(function_need, function, fleet, usage, now):
-            try:
-                answer = await self._agents.plan(fleet.hosts[host], function)
-            except AgentUnavailable as error:
-                refusals[host] = str(error)
-                continue
-            if isinstance(answer, PlacementPlan):
-                return _with_back_off(answer, fleet.hosts[host].failures, function.id), refusals
-            refusals[host] = answer.reason
-            if answer.turn_in_s is not None:
-                refusals[host] += f"; for a request, instances in use are closed in at most {answer.turn_in_s:.0f} s"
-        for name, record in fleet.hosts.items():
-            estimate = misfit(function_need, record) or place(
-                function_need, record, usage, now, cordoned=name in fleet.cordoned
-            )
-            if isinstance(estimate, NoRoom):
-                refusals.setdefault(name, estimate.reason)
-        return None, refusals
-
-    def _refusal(self, function: Function, function_need: Need, refusals: Mapping[str, Rejected]) -> RequestError:
-        """Merge the agents' rejections into one error: crashing beats full, full beats never."""
-        if not refusals:
-            fleet = self._view.fleet
-            why = why_nowhere(function_need, fleet, use(fleet), self._now())
-            public = f"no host can run '{function.id}'"
-            return NoCapacity(
-                f"{public}: {why}",
-                public=public + SEE_WHY,
-                # Waiting may help: a cordon may be lifted, a host may join.
-                retry_after=RETRY_AFTER_S if fleet.cordoned or not fleet.hosts else None,
-            )
-        reasons = "; ".join(f"{host}: {refused.reason}" for host, refused in refusals.items())
-        public = f"'{function.id}' cannot be started"
-        if any(r.failure for r in refusals.values()):
-            return StartFailed(f"{public}: {reasons}", public=public + SEE_WHY)
-        if all(r.when is When.NEVER for r in refusals.values()):
-            return StartFailed(f"{public}: {reasons}", public=public + SEE_WHY)
-        public = f"no room for '{function.id}' now"
-        if all(r.foreign_mb or r.when is When.NEVER for r in refusals.values()):
-            # No instance that leaves makes room, so waiting does not help.
-            public += ": processes outside cortex hold the memory"
-            return NoCapacity(f"{public}: {reasons}", public=public + SEE_WHY)
-        return NoCapacity(f"{public}: {reasons}", retry_after=self.retry_after_s(function.id), public=public + SEE_WHY)
-
-    def retry_after_s(self, function: str) -> int:
-        """Return in how many seconds a function that waits for memory is ready, by the agents' estimate."""
-        ready = ready_in_s(self._view.fleet, function, self._now())
-        return RETRY_AFTER_S if ready is None else min(max(1, math.ceil(ready)), MOST_RETRY_AFTER_S)
+            return await self._proposer.propose(Ensure(function, beside=leaving))
 
     def _join(self, target: Target) -> asyncio.Task[None]:
         """Return this router's running start of this revision, or begin one."""
@@ -449,7 +304,8 @@ class Activator:
             if not claimed or self._starting(function, rev) or self._view.ready(function.id, rev):
                 return None
             waited_s, failed = self._in_flight.waited_s(function.id), self._view.failed(function.id, rev)
-            return await self.propose(Ensure(function, force=force, waited_s=waited_s, turn=turn, failed=failed))
+            request = Ensure(function, force=force, waited_s=waited_s, turn=turn, failed=failed)
+            return await self._proposer.propose(request)
 
     @contextlib.asynccontextmanager
     async def _claim(self, function: str) -> AsyncIterator[bool]:
@@ -489,15 +345,3 @@ class Activator:
         ]
         in_line = [f"it {wait}" for wait in waits(self._view.fleet, function.base_id, self._now())[:1]]
         return "; ".join(unreadable or in_line) or "no host has had room for it"
-
-
-def _soonest_turn(refusals: Mapping[str, Rejected]) -> str:
-    """Return the host on which a function's turn comes first; empty: on none."""
-    turns = [(refused.turn_in_s, host) for host, refused in refusals.items() if refused.turn_in_s is not None]
-    return min(turns)[1] if turns else ""
-
-
-def _with_back_off(planned: PlacementPlan, failures: Iterable[Failure], function: str) -> PlacementPlan:
-    """Return a plan whose end of the back-off is by the wall clock here; the agent's answer has it by its own clock."""
-    retry_at = next((f.retry_at for f in failures if f.function == function), 0.0)
-    return replace(planned, retry_at=clock.wall(retry_at) if planned.retry_at and retry_at else 0.0)

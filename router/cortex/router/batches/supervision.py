@@ -12,7 +12,8 @@ import time
 
 import structlog
 
-from cortex.platform.settings import Settings, encode_env
+from cortex.platform.settings import Settings
+from cortex.platform.settings_file import encode_env
 from cortex.router.batches.folder import Folder
 
 log = structlog.get_logger()

@@ -23,8 +23,7 @@ from rq import Queue, Worker
 from rq.serializers import JSONSerializer
 
 from cortex.platform import log as logging
-from cortex.platform import redis_clients
-from cortex.platform import settings as settings_
+from cortex.platform import redis_clients, settings_file
 from cortex.platform.record_keys import RecordKeys
 from cortex.router.batches import job
 from cortex.router.batches.folder import Folder
@@ -47,7 +46,7 @@ class _Worker(Worker):
 
 def main() -> None:
     """Work until no batch is open. The exit code is 0 if none is."""
-    settings, _ = settings_.from_environment(None)
+    settings, _ = settings_file.from_environment(None)
     logging.configure(settings.log)
     job.settings.set(settings)
     folder = Folder.of(settings.gateway)

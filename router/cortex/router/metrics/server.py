@@ -92,7 +92,7 @@ class MetricsServer:
             try:
                 self._server.run(sockets=[listening.dup()])
             except Exception as error:
-                log.error("metrics_port_broke", exc_info=error)
+                log.error("metrics_port_failed", exc_info=error)
                 time.sleep(STOP_S)
         listening.close()
 

@@ -3,7 +3,7 @@
 from cortex.functions.names import nearest
 from cortex.functions.spec import Function
 from cortex.platform.record import Fleet
-from cortex.router.activation.activator import Activator
+from cortex.router.activation.proposer import Proposer
 from cortex.router.errors import BadRequest, HostNotFound
 from cortex.router.live_catalogue import LiveCatalogue
 from cortex.router.overview import plans
@@ -19,8 +19,8 @@ ON_HOSTS = (Action.CORDON, Action.UNCORDON, Action.DRAIN)
 class Planner:
     """Plans actions on functions and hosts."""
 
-    def __init__(self, catalogue: LiveCatalogue, sources: Sources, activator: Activator) -> None:
-        self._catalogue, self._sources, self._activator = catalogue, sources, activator
+    def __init__(self, catalogue: LiveCatalogue, sources: Sources, proposer: Proposer) -> None:
+        self._catalogue, self._sources, self._proposer = catalogue, sources, proposer
 
     async def on_function(self, action: str, name: str) -> Plan:
         """Return what an action on a function would do. Raises BadRequest or FunctionNotFound."""
@@ -36,7 +36,7 @@ class Planner:
                 return plans.pin(function, snapshot, index)
             case Action.UNPIN:
                 return plans.unpin(function, snapshot, index)
-        placement, refusals = await self._activator.plan(self._catalogue.resolve(function.id).base)
+        placement, refusals = await self._proposer.plan(self._catalogue.resolve(function.id).base)
         snapshot = self._sources.now()
         return plans.warm(function, placement, refusals, snapshot, Index(snapshot))
 

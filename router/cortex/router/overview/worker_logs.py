@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Annotated, Literal
 
 import httpx
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 from msgspec import Struct
 
 from cortex.platform.record import HostRecord
@@ -14,7 +14,7 @@ from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue
 
 Run = Literal["current", "previous"]
-Grep = Annotated[str, Parameter(max_length=200)]
+Grep = Annotated[str, QueryParameter(max_length=200)]
 
 
 class LogQuery(Struct, frozen=True, kw_only=True):

@@ -9,9 +9,8 @@ import asyncio
 import enum
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from typing import NoReturn, Protocol, cast
+from typing import NoReturn, cast
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from cortex.functions.catalogue import Substitute
@@ -21,7 +20,7 @@ from cortex.platform.api_keys import ANONYMOUS, Principal, Right
 from cortex.platform.record import Instance
 from cortex.router.dialects.core import grammar
 from cortex.router.dialects.core.chunks import Plain, Tokens
-from cortex.router.dialects.core.errors import BadAnswer, Dialect, Fault, Kind, WorkerRefusal, in_client_terms
+from cortex.router.dialects.core.errors import BadAnswer, Fault, Kind, WorkerRefusal, in_client_terms
 from cortex.router.dialects.core.stop_strings import cut_at
 from cortex.router.dialects.core.stream import EVENTS, Stream
 from cortex.router.dialects.core.worker_errors import BREAKDOWNS, engine_died, fault_from_error, fault_from_worker
@@ -32,8 +31,8 @@ from cortex.router.request.adapters import check_adapter, with_adapter
 from cortex.router.request.admission import Admission, Ticket
 from cortex.router.request.assemble import ASSEMBLED, Assembly, BadStream, CutStream, asked_to_stream
 from cortex.router.request.attendance import attend
+from cortex.router.request.call import Call
 from cortex.router.request.capability_checks import check_tools
-from cortex.router.request.context_window import Settle
 from cortex.router.request.deaths import Deaths, End, may_replay
 from cortex.router.request.http_answer import Client, error_answer, id_headers, json_answer
 from cortex.router.request.prompt_cache import HiddenCounts, SlotTable, isolation, salted, seated, slots_to_seat
@@ -61,46 +60,6 @@ class Outcome(enum.Enum):
     """The instance broke before its first byte."""
     CLOSED = enum.auto()
     """The instance is closing for another function's turn, and the request was not sent to it."""
-
-
-class Reply(Protocol):
-    """Translates a worker's whole answer into the client's dialect. Raises BadAnswer."""
-
-    def plain(self, body: bytes) -> Plain: ...
-
-
-class StreamReply(Reply, Protocol):
-    """Translates a worker's stream too."""
-
-    def stream(self, request_id: str | None = None) -> Stream: ...
-
-
-class Call(Struct, frozen=True, kw_only=True):
-    """A parsed request: the worker's path, the body to send, and the translation of the answer. Without a path the
-    request is over as soon as an instance is ready for it."""
-
-    dialect: Dialect
-    path: str
-    body: bytes
-    reply: Reply
-    streams: StreamReply | None = None
-    affinity: str | None = None
-    cache_salt: str = ""
-    """Whose prompts it may find in the worker's cache; empty: everyone's."""
-    answers: int = 1
-    """How many answers it requests."""
-    dropped: str = ""
-    """The value of the answer's `x-cortex-dropped` header."""
-    settle: Settle | None = None
-    """Fits the request to the chosen instance, if it may not fit."""
-    fitted: Callable[[int | None, int | None], Reply] | None = None
-    """Returns the reply for the output limit that the worker gets and the tokens of the prompt."""
-    cuts: tuple[str, ...] = ()
-    """Stop strings that cortex finds itself."""
-    keep_s: float | None = None
-    """How long its instance may stay idle afterwards; None: as long as its function says."""
-    limit_field: str = "max_tokens"
-    """The client's name for its output limit."""
 
 
 class Exchanges:

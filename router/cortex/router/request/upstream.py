@@ -10,14 +10,8 @@ from cortex.platform import worker_http
 from cortex.platform.record import Instance
 from cortex.platform.worker_http import ANSWER_BYTES, STREAM_BYTES, Unreadable
 from cortex.router.dialects.core.errors import BadAnswer
-from cortex.router.request.worker_connections import (
-    BodyTooLong,
-    ConnectionWasReset,
-    NotConnected,
-    Sink,
-    WorkerConnections,
-    WorkerResponse,
-)
+from cortex.router.request.worker_connections import WorkerConnections
+from cortex.router.request.worker_response import BodyTooLong, ConnectionWasReset, NotConnected, Sink, WorkerResponse
 
 IDLE_S = 4.0
 """How long an idle connection stays open: less than at workers (five seconds for uvicorn and llama-server), because a

@@ -8,12 +8,18 @@ cookies and compressed bodies are nothing to it: the caller sees the status and 
 import asyncio
 import functools
 import select
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Protocol, cast
+from collections.abc import Callable, Mapping
+from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
+
+from cortex.router.request.worker_response import (
+    ConnectionFailed,
+    ConnectionWasReset,
+    NotConnected,
+    WorkerResponse,
+)
 
 HEADERS = 128
 """The most headers and trailers of an answer."""
@@ -23,204 +29,6 @@ READ_HEADERS = frozenset({"content-encoding", "content-length", "retry-after", "
 """The headers that an answer keeps."""
 JOIN_BYTES = 64 * 1024
 """A body up to this size goes out in one piece with its head."""
-
-
-class ConnectionFailed(OSError):
-    """The connection broke, or what the worker sent is not HTTP. The text holds nothing that the worker sent."""
-
-
-class NotConnected(ConnectionFailed):
-    """No connection could be made."""
-
-
-class ConnectionWasReset(ConnectionFailed):
-    """The connection was reset before an answer."""
-
-
-class BodyTooLong(Exception):
-    """The body is longer than its reader takes."""
-
-
-class Sink(Protocol):
-    """Takes a body piece by piece. After `take` has returned False, nothing is read until it is writable. `over`: it
-    takes no more."""
-
-    @property
-    def over(self) -> bool: ...
-    def take(self, data: bytes) -> bool: ...
-    def when_writable(self, resume: Callable[[], None] | None) -> None: ...
-
-
-class WorkerResponse:
-    """An answer: status and headers, and the body as it comes."""
-
-    __slots__ = (
-        "_complete", "_connection", "_failure", "_left", "_limit", "_paused", "_pieces", "_sink", "_sink_error",
-        "_size", "_waiter", "headers", "status",
-    )  # fmt: skip
-
-    def __init__(self, connection: "WorkerConnection", limit: int) -> None:
-        self._connection, self._limit = connection, limit
-        self.status = 0
-        self.headers: dict[str, str] = {}
-        """Those of `READ_HEADERS`, by name in lower case."""
-        self._pieces: deque[bytes] = deque()
-        self._size = 0
-        self._complete = self._paused = False
-        self._failure: ConnectionFailed | None = None
-        self._sink: Sink | None = None
-        self._sink_error: Exception | None = None
-        self._left = 0
-        self._waiter: asyncio.Future[None] | None = None
-
-    @property
-    def content_length(self) -> int | None:
-        """The length of the body in bytes, if the worker states it."""
-        text = self.headers.get("content-length", "")
-        return int(text) if text.isdecimal() else None
-
-    @property
-    def content(self) -> "WorkerResponse":
-        """The body."""
-        return self
-
-    async def iter_any(self) -> AsyncIterator[bytes]:
-        """Yield the body: what arrived together leaves together. Raises ConnectionFailed."""
-        pieces = self._pieces
-        while True:
-            while not pieces:
-                if self._complete:
-                    return
-                if self._failure is not None:
-                    raise self._failure
-                await self._wait()
-            chunk = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            pieces.clear()
-            self._size = 0
-            if self._paused:
-                self._paused = False
-                self._connection.resume_reading()
-            yield chunk
-
-    async def whole(self, most: int) -> bytes:
-        """Return the body. Raises BodyTooLong for more than `most` bytes, and ConnectionFailed."""
-        body: list[bytes] = []
-        left = most - (self.content_length or 0)
-        while left >= 0:
-            if self._pieces:
-                body += self._pieces
-                left -= 0 if self.content_length is not None else self._size
-                self._pieces.clear()
-                self._size = 0
-                self._resume()
-            elif self._complete:
-                return body[0] if len(body) == 1 else b"".join(body)
-            elif self._failure is not None:
-                raise self._failure
-            else:
-                await self._wait()
-        raise BodyTooLong
-
-    async def pass_to(self, sink: "Sink", most: int) -> None:
-        """Pass the body to a sink as it arrives, until its end or until the sink is `over`; what arrives together is
-        passed together. Raises BodyTooLong for more than `most` bytes, ConnectionFailed, and what the sink raises."""
-        self._sink, self._left = sink, most
-        try:
-            self._resume()
-            self.flush()
-            while self._sink_error is None and not (self._complete or sink.over):
-                if self._failure is not None:
-                    raise self._failure
-                await self._wait()
-            if self._sink_error is not None:
-                raise self._sink_error
-        finally:
-            self._sink = None
-            sink.when_writable(None)
-
-    def close(self) -> None:
-        """Release the answer. Closes the connection unless the body has ended."""
-        if not self._complete:
-            self._connection.abort()
-
-    async def head(self) -> None:
-        """Wait for status and headers. Raises ConnectionFailed."""
-        while not self.status:
-            if self._failure is not None:
-                raise self._failure
-            await self._wait()
-
-    async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    # For the connection.
-
-    def flush(self) -> None:
-        """Pass on what has arrived."""
-        sink, pieces = self._sink, self._pieces
-        if sink is None or not pieces or self._paused or sink.over:
-            return
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
-        self._size = 0
-        self._left -= len(data)
-        try:
-            if self._left < 0:
-                raise BodyTooLong
-            has_room = sink.take(data)
-        except Exception as error:
-            self._sink, self._sink_error = None, error
-            self._wake()
-            return
-        if sink.over:
-            self._wake()
-        elif not (has_room or self._complete):
-            self._paused = True
-            self._connection.pause_reading()
-            sink.when_writable(self._resume)
-
-    def _resume(self) -> None:
-        """Go on: the reader has room again."""
-        if self._paused:
-            self._paused = False
-            self._connection.resume_reading()
-            self.flush()
-
-    def begin(self, status: int) -> None:
-        self.status = status
-        self._wake()
-
-    def add(self, piece: bytes) -> None:
-        self._pieces.append(piece)
-        if self._sink is not None:
-            return  # `flush` follows
-        self._size += len(piece)
-        if self._size > self._limit and not self._paused:
-            self._paused = True
-            self._connection.pause_reading()
-        self._wake()
-
-    def complete(self) -> None:
-        self._complete, self._paused = True, False
-        self._wake()
-
-    def fail(self, failure: ConnectionFailed) -> None:
-        self._failure = failure
-        self._wake()
-
-    def ends_with_the_connection(self) -> bool:
-        """Whether the body has neither a length nor chunks."""
-        headers = self.headers
-        return self.status > 0 and "content-length" not in headers and "transfer-encoding" not in headers
-
-    def _wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
 
 
 class WorkerConnection(asyncio.Protocol):

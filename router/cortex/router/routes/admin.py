@@ -5,7 +5,7 @@ from typing import Annotated, TypeVar
 
 from litestar import get, post
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 
 from cortex.platform.registry import RecordUnavailable
 from cortex.router import api_types as api
@@ -64,8 +64,8 @@ def routes(
         now: bool = False,
         park: bool = False,
         plan: bool = False,
-        least: Annotated[int | None, Parameter(query="min", ge=0, le=1000)] = None,
-        most: Annotated[int | None, Parameter(query="max", ge=1, le=1000)] = None,
+        least: Annotated[int | None, QueryParameter(name="min", ge=0, le=1000)] = None,
+        most: Annotated[int | None, QueryParameter(name="max", ge=1, le=1000)] = None,
     ) -> api.WarmAnswer | api.CoolAnswer | api.FunctionSettings | api.ForgetAnswer | Plan:
         """Act on a function: the action is the last segment, because ids may hold slashes. With `plan=1`, warm, cool,
         pin and unpin only return their plan."""

@@ -12,7 +12,7 @@ import httpx
 import msgspec
 from litestar import get
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 from litestar.response import Stream
 
 from cortex.functions.names import nearest
@@ -38,11 +38,11 @@ def routes(registry: Registry, view: FleetView, catalogue: LiveCatalogue, agents
     @get("/admin/decisions", opt={"needs": "status"})
     async def decisions(
         function: str = "",
-        request_id: Annotated[str, Parameter(query="request")] = "",
+        request_id: Annotated[str, QueryParameter(name="request")] = "",
         host: str = "",
         instance: str = "",
         what: str = "",
-        limit: Annotated[int, Parameter(ge=1, le=MOST_DECISIONS)] = 100,
+        limit: Annotated[int, QueryParameter(ge=1, le=MOST_DECISIONS)] = 100,
     ) -> DecisionsAnswer:
         """List decisions, newest first."""
         target = catalogue.get(function)

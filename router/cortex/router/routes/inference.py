@@ -26,9 +26,10 @@ from cortex.router.dialects.responses import request as responses
 from cortex.router.dispatch import Handler
 from cortex.router.errors import OverLimits
 from cortex.router.live_catalogue import Target
+from cortex.router.request.call import Call
 from cortex.router.request.capability_checks import check_dialect, check_route
 from cortex.router.request.context_window import fitting
-from cortex.router.request.exchange import Call, Exchange, Exchanges, Parse
+from cortex.router.request.exchange import Exchange, Exchanges, Parse
 from cortex.router.request.http_answer import Answering, json_answer
 from cortex.router.request.incoming import Incoming, unique_id
 from cortex.router.request.intake import Intake, no_cover

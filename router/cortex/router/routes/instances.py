@@ -7,7 +7,7 @@ from typing import Annotated
 
 from litestar import MediaType, get
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 from litestar.response import Stream
 
 from cortex.router.api_types import InstancesAnswer
@@ -16,7 +16,7 @@ from cortex.router.overview.snapshot import Index
 from cortex.router.overview.sources import Sources
 from cortex.router.overview.worker_logs import Grep, LogQuery, OpenLog, Run, WorkerLogs
 
-Lines = Annotated[int, Parameter(ge=1, le=10_000)]
+Lines = Annotated[int, QueryParameter(ge=1, le=10_000)]
 
 
 def routes(sources: Sources, worker_logs: WorkerLogs) -> list[HTTPRouteHandler]:

@@ -1,4 +1,4 @@
-"""Ollama's routes about models. The catalogue decides which there are: what would change them is refused.
+"""Ollama's routes about models. The catalogue defines them: requests to change them are rejected.
 
 `routes/inference.py` has the chats and embeddings.
 """
@@ -36,7 +36,7 @@ from cortex.router.request.intake import Intake, no_cover
 Http = Request[Any, Any, Any]
 
 PULL_S = 1.0
-"""Between two lines of `/api/pull`."""
+"""Interval between lines of `/api/pull`."""
 _REFUSED = {
     "create": "models are declared in the catalogue, by an operator",
     "copy": "a second name is an alias in the catalogue, which an operator adds",
@@ -47,7 +47,7 @@ _REFUSED = {
 
 
 class Models:
-    """Describes functions to Ollama's clients; `created` is the Unix time that every model claims."""
+    """Describes functions to Ollama's clients; `created` is the Unix time that is reported for every model."""
 
     def __init__(self, catalogue: LiveCatalogue, view: FleetView, sources: Sources, created: int) -> None:
         self._catalogue, self._view, self._sources, self._created = catalogue, view, sources, created

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from litestar import get, post
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 
 from cortex.router.api_types import CancelAnswer, RequestsAnswer, TrafficAnswer
 from cortex.router.decision_log import DecisionLog
@@ -14,7 +14,7 @@ from cortex.router.live_catalogue import LiveCatalogue
 from cortex.router.overview.traffic import traffic_answer
 from cortex.router.peers import Peers
 
-Key = Annotated[str | None, Parameter(max_length=200)]
+Key = Annotated[str | None, QueryParameter(max_length=200)]
 """The name of an API key; "" stands for callers without one."""
 
 

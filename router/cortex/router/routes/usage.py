@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 
 from litestar import Request, get, post
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 from msgspec.structs import asdict
 
 from cortex.platform.registry import RecordUnavailable
@@ -18,7 +18,7 @@ from cortex.router.errors import BadRequest, RecordIsAway
 
 T = TypeVar("T")
 MONTH_S = 30 * 86400
-Time = Annotated[float, Parameter(ge=0, le=1e11)]
+Time = Annotated[float, QueryParameter(ge=0, le=1e11)]
 
 
 def routes(record: UsageRecord) -> list[HTTPRouteHandler]:

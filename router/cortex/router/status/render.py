@@ -64,7 +64,7 @@ def page(picture: Picture, *, may_act: bool, logged_in: bool = False) -> str:
     pieces = fragments(picture)
     inner = {p.id: Markup(fragment(p, picture.now)) for p in pieces}  # noqa: S704  (our own templates' output)
     lists = {
-        name: Markup("".join(inner[p.id] for p in pieces if p.into == name))  # noqa: S704
+        name: Markup("".join(inner[p.id] for p in pieces if p.into == name))  # noqa: S704 (as above)
         for name in ("hosts", "functions")
     }
     names = [n for r in sorted(picture.rows, key=lambda r: r.id) for n in (r.id, *r.aliases)]

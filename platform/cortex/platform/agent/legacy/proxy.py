@@ -144,7 +144,7 @@ class Exchange:
 
     async def _break_off(self, status: int, function: Function, reason: str) -> None:
         text = f"the worker of '{function.id}' {reason}"
-        log.warning("relay_broke", function=function.id, why=reason)
+        log.warning("relay_failed", function=function.id, why=reason)
         if not self._head_sent:
             await self._fail(status, text)
             return

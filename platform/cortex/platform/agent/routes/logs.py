@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 from litestar import MediaType, Response, get
 from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 from litestar.response import Stream
 
 from cortex.platform.agent.loop import Agent
@@ -35,8 +35,8 @@ MOST_LINE = 64 * 1024
 MOST_MATCHES_BYTES = 4 * 1024 * 1024
 """Bytes of matching lines that a search returns, the last ones."""
 
-Lines = Annotated[int, Parameter(ge=1, le=10_000)]
-Text = Annotated[str, Parameter(max_length=200)]
+Lines = Annotated[int, QueryParameter(ge=1, le=10_000)]
+Text = Annotated[str, QueryParameter(max_length=200)]
 
 
 class Look(Protocol):

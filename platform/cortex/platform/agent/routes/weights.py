@@ -23,12 +23,12 @@ def routes(agent: Agent) -> list[HTTPRouteHandler]:
 
     @get("/weights")
     async def weights() -> list[Stored]:
-        return await agent.stored()
+        return await agent.stock.stored()
 
     @post("/weights/remove", status_code=200)
     async def remove(data: Remove) -> Removed:
         try:
-            return await agent.remove_weights(data)
+            return await agent.stock.remove(data)
         except RedisError as error:
             raise ServiceUnavailableException(f"cannot list the running fetches: {error}") from None
 

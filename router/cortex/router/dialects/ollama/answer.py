@@ -1,7 +1,7 @@
 """A worker's chat answer as Ollama's: the structs, and the rules that fill them.
 
 The plain answer and the stream use the same blocks and the same ending. Times are in nanoseconds, and left out where
-there is no clock. Ollama's clients run every call of an answer, so one whose arguments are not whole is a note instead.
+there is no clock. Ollama's clients run every call of an answer, so a call with incomplete arguments becomes a note.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class Message(msgspec.Struct):
 
 
 class End(msgspec.Struct, kw_only=True):
-    """What the last line has beyond the others. Nanoseconds and tokens."""
+    """The additional fields of the last line: durations in nanoseconds, counts in tokens."""
 
     done_reason: str | UnsetType = UNSET
     total_duration: int | UnsetType = UNSET

@@ -10,16 +10,16 @@ from msgspec import UNSET, UnsetType
 from cortex.router.dialects.ollama.answer import instant
 
 API_VERSION = "0.13.5"
-"""The version of Ollama whose API this is: clients refuse to work with one that is too old for them."""
+"""The version of Ollama's API that this is: clients refuse one that is too old for them."""
 _ARCHITECTURE = "cortex"
 _NEVER = 4102444800.0
-"""When an instance ends that nothing ends: the year 2100."""
+"""The expiry of an instance that does not expire: the year 2100."""
 _MIB = 1024 * 1024
 _CAPABILITIES = {"vision": "vision", "tools": "tools", "reasoning": "thinking"}
 
 
 class Details(msgspec.Struct):
-    """Of the weights. Ollama writes "" for what it does not know, and clients expect every field."""
+    """Details of the weights. Ollama writes "" for unknown values, and clients expect every field."""
 
     parent_model: str = ""
     format: str = ""

@@ -1,6 +1,6 @@
 """Read Ollama's `options` into the settings of a worker's request.
 
-Options of a model's load (`num_ctx`, `num_gpu`, ...) are the operator's to set in the catalogue; they are reported as
+Options for loading a model (`num_ctx`, `num_gpu`, ...) are set in the catalogue, by an operator. They are reported as
 dropped, like those that the worker does not know.
 """
 
@@ -19,7 +19,7 @@ _Whole = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 
 
 class _Options(msgspec.Struct):
-    """What passes, if the worker's server knows it."""
+    """The options that pass, if the worker's server knows them."""
 
     num_predict: _Whole | None = None
     stop: str | list[str] | None = None

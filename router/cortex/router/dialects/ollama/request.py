@@ -1,7 +1,7 @@
 """Translate Ollama's chat and generate requests into a conversation for a worker.
 
-A `generate` is a chat of one message, or a completion where the client has templated its prompt itself (`raw`). What
-would make another prompt than the function's own (`template`, `context`, `suffix`) is refused with its name.
+A `generate` is a chat of one message, or a completion where the client has templated its prompt itself (`raw`). Fields
+that would replace the function's own prompt format (`template`, `context`, `suffix`) are rejected by name.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,7 @@ class _Generate(_Shared, kw_only=True):
 
 
 class _Empty(msgspec.Struct):
-    """What tells whether a request has anything to answer."""
+    """The fields that show whether a request asks for an answer."""
 
     messages: list[msgspec.Raw] | None = None
     prompt: str | None = None
@@ -121,7 +121,7 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 def is_empty(body: bytes) -> bool:
-    """Whether a request has nothing to answer: Ollama's clients send one to load a model, or to unload it."""
+    """Whether a request asks for no answer: Ollama's clients send one to load or unload a model."""
     content = wire.read(body, _Empty)
     return not (content.messages or content.prompt or content.images or content.suffix)
 

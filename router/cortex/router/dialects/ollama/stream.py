@@ -3,7 +3,7 @@
     (a line with text or thinking | a line with a whole call)*  a line with `done` and the counts
 
 A call is sent when it is complete. While the client waits it gets lines without text: Ollama's clients parse every
-line, so an empty one or a comment would be an error. A fault is one line with `error`, and none with `done` follows.
+line, so an empty one or a comment would be an error. A fault is one line with `error`; no line with `done` follows.
 """
 
 from collections.abc import Sequence
