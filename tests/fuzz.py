@@ -22,7 +22,10 @@ from tests.e2e.security.test_rights import fleet_token, routes
 
 EXAMPLES, SECONDS = 12, 60
 ENDLESS = ("/status/live", "/admin/events", "/admin/logs", "/logs")
-NAMES = {"type": "string", "enum": ["one/open", "two/other", "mine", "nobody"]}
+NAMES = {
+    "type": "string",
+    "enum": ["one/open", "two/other", "mine", "nobody", "one/hears", "one/speaks", "one/draws", "two/hears"],
+}
 MESSAGES = {
     "type": "array",
     "items": {"type": "object", "properties": {"role": {"type": "string"}, "content": {}}, "required": ["role"]},
@@ -59,6 +62,16 @@ BODIES: dict[str, Any] = {
     "/v1/score": {"type": "object", "properties": {"model": NAMES, "queries": {}, "documents": {}}},
     "/pooling": {"type": "object", "properties": {"model": NAMES, "input": {}}},
     "/v1/pooling": {"type": "object", "properties": {"model": NAMES, "input": {}}},
+    "/v1/audio/speech": {
+        "type": "object",
+        "required": ["model", "input"],
+        "properties": {"model": NAMES, "input": {}, "voice": {}, "speed": {}, "stream_format": {"type": "string"}},
+    },
+    "/v1/images/generations": {
+        "type": "object",
+        "required": ["model", "prompt"],
+        "properties": {"model": NAMES, "prompt": {}, "n": {}, "size": {}, "stream": {"type": "boolean"}},
+    },
     "/api/chat": {
         **CHAT,
         "properties": {**CHAT["properties"], "options": {"type": "object"}, "format": {}, "think": {}},
@@ -80,6 +93,14 @@ BODIES: dict[str, Any] = {
     "/admin/keys/{name}": {"type": "object", "properties": {"group": {"type": "string"}}},
 }
 
+FILE = {"type": "string", "format": "binary"}
+FORMS: dict[str, Any] = {
+    "/v1/audio/transcriptions": {"model": NAMES, "file": FILE, "stream": {}, "temperature": {}, "prompt": {}},
+    "/v1/audio/translations": {"model": NAMES, "file": FILE, "temperature": {}},
+    "/v1/images/edits": {"model": NAMES, "image": FILE, "mask": FILE, "prompt": {}, "n": {}, "size": {}},
+}
+"""Fields of multipart forms."""
+
 
 def description(result: dict[str, object]) -> dict[str, Any]:
     """Return an OpenAPI description of an application's routes."""
@@ -96,8 +117,9 @@ def description(result: dict[str, object]) -> dict[str, Any]:
             "responses": {"default": {"description": "whatever"}},
         }
         if method in ("POST", "PUT"):
-            schema = BODIES.get(path, {"type": "object"})
-            operation["requestBody"] = {"content": {"application/json": {"schema": schema}}}
+            kind = "multipart/form-data" if path in FORMS else "application/json"
+            schema = BODIES.get(path, {"type": "object", "properties": FORMS.get(path, {})})
+            operation["requestBody"] = {"content": {kind: {"schema": schema}}}
         paths.setdefault(path, {})[method.lower()] = operation
     return {"openapi": "3.0.3", "info": {"title": "cortex", "version": "1"}, "paths": paths}
 

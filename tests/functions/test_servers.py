@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from cortex.functions.catalogue import CatalogueError, read
 from cortex.functions.launch import llamacpp
 from cortex.functions.servers import SERVERS, max_concurrency, server_of
 from cortex.functions.spec import Engine, Function
@@ -31,6 +32,13 @@ def test_every_engine_and_every_server_of_llama_cpp_has_a_row() -> None:
         (of(Engine.LLAMACPP, task="rerank", server="llama_cpp.server"), set()),
         (of(Engine.COMMAND), {"chat", "completions"}),
         (of(Engine.COMMAND, dialects=("embeddings",)), {"embeddings"}),
+        (of(Engine.COMMAND, task="embed"), {"embeddings"}),
+        (of(Engine.COMMAND, task="speech"), {"speech"}),
+        (of(Engine.COMMAND, task="transcribe", dialects=("transcriptions",)), {"transcriptions"}),
+        (of(Engine.VLLM, task="transcribe"), {"transcriptions", "translations"}),
+        (of(Engine.LLAMACPP, task="transcribe"), {"transcriptions"}),
+        (of(Engine.VLLM, task="image"), set()),
+        (of(Engine.FAKE, task="image"), {"images", "image_edits"}),
         (of(Engine.FAKE), EVERYTHING),
     ],
 )
@@ -66,4 +74,27 @@ def test_the_fake_engine_in_the_shape_of_llama_cpp_has_its_traits(args: tuple[st
     server = server_of(Function(id="f", engine=Engine.FAKE, args=args))
 
     assert (server.named_tool_choice, server.names_stop) == (False, False)
-    assert server_of(Function(id="f", engine=Engine.FAKE, args=(*args, "--shape", "vllm"))) == SERVERS["fake"]
+    vllm = server_of(Function(id="f", engine=Engine.FAKE, args=(*args, "--shape", "vllm")))
+    assert vllm == server_of(Function(id="f", engine=Engine.FAKE))
+
+
+@pytest.mark.parametrize(
+    ("keys", "instead"),
+    [
+        ('engine = "vllm"\ntask = "speech"', 'write engine = "command"'),
+        ('engine = "llamacpp"\ntask = "image"', 'write engine = "command"'),
+        (
+            'engine = "llamacpp"\nserver = "llama_cpp.server"\ntask = "transcribe"',
+            'write engine = "vllm" or "llamacpp" or "command"',
+        ),
+    ],
+)
+def test_a_task_that_the_engine_cannot_do_is_a_problem_with_its_line_and_what_can(keys: str, instead: str) -> None:
+    text = f'[[models]]\nid = "m"\n{keys}\n'
+
+    with pytest.raises(CatalogueError) as refused:
+        read(text, file="models.toml", folder="/")
+
+    (problem,) = refused.value.problems
+    assert problem.line == text.splitlines().index(keys.splitlines()[-1]) + 1
+    assert instead in str(problem)

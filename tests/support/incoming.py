@@ -34,7 +34,7 @@ class ReadingClient:
     def __init__(self) -> None:
         self.status, self.headers, self.body = 0, dict[bytes, bytes](), b""
         self.more_headers = list[tuple[bytes, bytes]]()
-        self.has_ended = self.is_lost = self.is_full = False
+        self.has_aborted = self.has_ended = self.is_lost = self.is_full = False
         self.on_lost: Callable[[], None] | None = None
         self.on_writable: Callable[[], None] | None = None
 
@@ -67,6 +67,12 @@ class ReadingClient:
 
     async def end(self) -> None:
         self.has_ended = True
+
+    def hold_back(self) -> None:
+        """Do nothing."""
+
+    def abort(self) -> None:
+        self.has_aborted = True
 
     def leave(self) -> None:
         """Disconnect."""

@@ -471,6 +471,19 @@ def _misfits(function: Function) -> Iterator[tuple[str, str]]:
         yield "command", f'command is for engine = "command", not "{function.engine}"'
     if function.server and function.engine is not Engine.LLAMACPP:
         yield "server", f'server is for engine = "llamacpp", not "{function.engine}"'
+    if not server_of(function).dialects:
+        yield "task", _cannot(function)
+
+
+def _cannot(function: Function) -> str:
+    """Return that a function's server has no endpoint for its task, and what has one."""
+    able = [
+        f'"{engine}"'
+        for engine in Engine
+        if engine is not Engine.FAKE and server_of(Function(id="-", engine=engine, task=function.task)).dialects
+    ]
+    server = f' with server = "{function.server}"' if function.server else ""
+    return f'engine = "{function.engine}"{server} has no task "{function.task}": write engine = {" or ".join(able)}'
 
 
 def _line_of(error: Exception) -> int | None:

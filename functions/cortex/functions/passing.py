@@ -13,6 +13,7 @@ from msgspec import Struct
 
 Entrance = Literal[
     "chat", "completions", "embeddings", "rerank", "messages", "responses",
+    "transcriptions", "translations", "speech", "images", "image_edits",
     "tokenize", "detokenize", "infill", "score", "pooling",
 ]  # fmt: skip
 """The endpoint of a request. `messages` and `responses` are those that an engine answers itself (`native`); those from
@@ -50,6 +51,38 @@ _RESPONSES = frozenset(
         "truncation", "user", "include",
     }
 )  # fmt: skip
+
+# Of a form, the names without what follows in brackets: `include[]` is `include`.
+_TRANSCRIPTIONS = frozenset(
+    {
+        "file", "model", "language", "prompt", "response_format", "temperature", "timestamp_granularities", "stream",
+        "include", "chunking_strategy", "known_speaker_names", "known_speaker_references",
+    }
+)  # fmt: skip
+_TRANSLATIONS = frozenset({"file", "model", "prompt", "response_format", "temperature"})
+_VLLM_AUDIO = frozenset(
+    {
+        "language", "to_language", "stream", "stream_include_usage", "stream_continuous_usage_stats", "seed", "top_p",
+        "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "max_completion_tokens",
+    }
+)  # fmt: skip
+_SPEECH = frozenset(
+    {"model", "input", "voice", "instructions", "response_format", "speed", "stream_format", "language"}
+)
+_IMAGES = frozenset(
+    {
+        "model", "prompt", "n", "size", "quality", "style", "response_format", "output_format", "output_compression",
+        "background", "moderation", "stream", "partial_images", "user", "seed", "negative_prompt",
+    }
+)  # fmt: skip
+_IMAGE_EDITS = (_IMAGES - {"style", "moderation"}) | {"image", "mask", "input_fidelity"}
+_MEDIA: dict[Entrance, frozenset[str]] = {
+    "transcriptions": _TRANSCRIPTIONS,
+    "translations": _TRANSLATIONS,
+    "speech": _SPEECH,
+    "images": _IMAGES,
+    "image_edits": _IMAGE_EDITS,
+}
 
 _COMMON_SAMPLING = frozenset({"top_k", "min_p", "repetition_penalty", "repeat_penalty", "ignore_eos", "min_tokens"})
 _VLLM_SAMPLING = frozenset(
@@ -105,6 +138,7 @@ FIELDS: dict[Family, dict[Entrance, frozenset[str]]] = {
         "messages": _MESSAGES,
         "responses": _RESPONSES,
         **_VLLM_ROUTES,
+        **_MEDIA,
     },
     "vllm": {
         "chat": _CHAT | _VLLM_SAMPLING | _CONTINUES,
@@ -114,6 +148,9 @@ FIELDS: dict[Family, dict[Entrance, frozenset[str]]] = {
         "messages": _MESSAGES,
         "responses": _RESPONSES | {"top_k", "repetition_penalty"},
         **_VLLM_ROUTES,
+        **_MEDIA,
+        "transcriptions": _TRANSCRIPTIONS | _VLLM_AUDIO,
+        "translations": _TRANSLATIONS | _VLLM_AUDIO,
     },
     "llama": {
         "chat": _CHAT | _LLAMA_SAMPLING | _CONTINUES,
@@ -126,6 +163,7 @@ FIELDS: dict[Family, dict[Entrance, frozenset[str]]] = {
         "tokenize": frozenset({"model", "content", "add_special", "parse_special", "with_pieces"}),
         "detokenize": _DETOKENIZE,
         "infill": _LLAMA_INFILL,
+        **_MEDIA,
     },
     "llama-python": {
         "chat": _CHAT | _LLAMA_PYTHON_SAMPLING,
@@ -135,6 +173,7 @@ FIELDS: dict[Family, dict[Entrance, frozenset[str]]] = {
         "messages": frozenset(),
         "responses": frozenset(),
         **_NO_ROUTES,
+        **dict.fromkeys(_MEDIA, frozenset[str]()),
     },
 }
 

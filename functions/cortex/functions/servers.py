@@ -11,9 +11,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cortex.functions.passing import Family
-from cortex.functions.spec import Engine, Function
+from cortex.functions.spec import Engine, Function, Task
 
 TALKS = frozenset({"chat", "completions"})
+MEDIA = frozenset({"transcriptions", "translations", "speech", "images", "image_edits"})
+"""Endpoints whose requests or answers are audio or images."""
 
 
 class Server(Struct, frozen=True, kw_only=True):
@@ -58,7 +60,7 @@ class Server(Struct, frozen=True, kw_only=True):
 
 
 _LLAMA = Server(
-    dialects=TALKS | {"embeddings", "rerank"},
+    dialects=TALKS | {"embeddings", "rerank", "transcriptions"},
     family="llama",
     own=frozenset({"/tokenize", "/detokenize", "/apply-template", "/infill", "/props", "/slots"}),
     completion_tokens=None,
@@ -77,7 +79,7 @@ _LLAMA = Server(
 
 SERVERS: dict[str, Server] = {
     "vllm": Server(
-        dialects=TALKS | {"embeddings", "rerank"},
+        dialects=TALKS | {"embeddings", "rerank", "transcriptions", "translations"},
         family="vllm",
         own=frozenset({"/tokenize", "/detokenize", "/score", "/pooling"}),
         counts="tokenize",
@@ -101,7 +103,7 @@ SERVERS: dict[str, Server] = {
     "command": Server(completion_tokens=None),
     "fake": Server(
         native=frozenset(),
-        dialects=TALKS | {"embeddings", "rerank"},
+        dialects=TALKS | {"embeddings", "rerank"} | MEDIA,
         own=frozenset({"/tokenize", "/score", "/pooling"}),
         completion_tokens=None,
         counts="tokenize",
@@ -118,17 +120,33 @@ _FAKE_LLAMA = replace(
 )
 """The fake engine that writes its answers as llama.cpp does."""
 
-_BY_TASK = {"generate": TALKS, "embed": frozenset({"embeddings"}), "rerank": frozenset({"rerank"})}
+_BY_TASK: dict[Task, frozenset[str]] = {
+    "generate": TALKS,
+    "embed": frozenset({"embeddings"}),
+    "rerank": frozenset({"rerank"}),
+    "transcribe": frozenset({"transcriptions", "translations"}),
+    "speech": frozenset({"speech"}),
+    "image": frozenset({"images", "image_edits"}),
+}
+_UNTASKED = TALKS | {"embeddings", "rerank"}
+"""What a server may do for a function without a task."""
 _WRITES, _COMPARES = frozenset({"/apply-template", "/infill"}), frozenset({"/score", "/pooling"})
-_NOT_BY_TASK = {"generate": _COMPARES, "embed": _WRITES, "rerank": _WRITES}
+_NOT_BY_TASK: dict[Task, frozenset[str]] = {
+    "generate": _COMPARES,
+    "embed": _WRITES,
+    "rerank": _WRITES,
+    "transcribe": _WRITES | _COMPARES,
+    "speech": _WRITES | _COMPARES,
+    "image": _WRITES | _COMPARES,
+}
 
 
 def server_of(function: Function, running: str = "") -> Server:
     """Return the abilities of a function's server: of the one that an instance is `running`, else of the default one.
 
-    (1) A command has the abilities that its entry declares.
+    (1) A command has the abilities that its entry declares, by `dialects` or else by its task.
     (2) A task restricts the server's dialects and routes.
-    (3) With `auto`, vLLM derives the task from the model; llama.cpp generates.
+    (3) With `auto`, vLLM derives the task from the model, but never one of media; llama.cpp generates.
     """
     known = _known.get((id(function), running))
     if known is not None and known[0] is function:
@@ -152,15 +170,13 @@ def _server_of(function: Function, running: str) -> Server:
         server = _FAKE_LLAMA
     else:
         server = SERVERS[function.engine]
-    if function.engine is Engine.COMMAND and function.dialects:  # (1)
-        return replace(server, dialects=frozenset(function.dialects))
     task = function.task
+    if function.engine is Engine.COMMAND:  # (1)
+        return replace(server, dialects=frozenset(function.dialects) or _BY_TASK.get(task, server.dialects))
     if task == "auto" and function.engine is Engine.LLAMACPP:  # (3)
         task = "generate"
-    restricted = _BY_TASK.get(task)
-    if not restricted:
-        return server
-    return replace(server, dialects=server.dialects & restricted, own=server.own - _NOT_BY_TASK[task])  # (2)
+    dialects = server.dialects & _BY_TASK.get(task, _UNTASKED)
+    return replace(server, dialects=dialects, own=server.own - _NOT_BY_TASK.get(task, frozenset()))  # (2)
 
 
 def _shape(args: tuple[str, ...]) -> str:

@@ -46,6 +46,14 @@ class Park(enum.StrEnum):
     STOP = "stop"
 
 
+Task = Literal["auto", "generate", "embed", "rerank", "transcribe", "speech", "image"]
+"""What a function's model is for."""
+Endpoint = Literal[
+    "chat", "completions", "embeddings", "rerank", "transcriptions", "translations", "speech", "images", "image_edits"
+]
+"""An endpoint of a worker: one of OpenAI's paths."""
+
+
 class Adapter(Struct, frozen=True, forbid_unknown_fields=True):
     """LoRA weights that the instances of a function have beside their own, for one of its variants."""
 
@@ -111,7 +119,7 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     native: tuple[Literal["messages", "responses"], ...] = ()
     cost: Cost = Cost()
     server: Literal["", "llama-server", "xllamacpp", "llama_cpp.server"] = ""
-    task: Literal["auto", "generate", "embed", "rerank"] = "auto"
+    task: Task = "auto"
     dtype: Word = ""
     tool_parser: Word = "auto"
     reasoning_parser: Word = "auto"
@@ -123,7 +131,7 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     """What an idle or evicted instance may keep."""
     command: tuple[Word, ...] = ()
     health_path: Path = "/health"
-    dialects: tuple[Literal["chat", "completions", "embeddings", "rerank"], ...] = ()
+    dialects: tuple[Endpoint, ...] = ()
 
     @property
     def base_id(self) -> str:

@@ -77,6 +77,11 @@ TOKENS_OUT = _counter("cortex_completion_tokens_total", "router", "model node", 
 TOKENS_CACHED = _counter(
     "cortex_cached_prompt_tokens_total", "router", "model node", "Tokens of prompts that a worker had cached."
 )
+AUDIO_S = _counter(
+    "cortex_audio_seconds_total", "router", "model node", "Seconds of audio transcribed, where the workers tell."
+)
+CHARACTERS = _counter("cortex_speech_characters_total", "router", "model node", "Characters of texts spoken.")
+IMAGES = _counter("cortex_images_total", "router", "model node", "Images drawn or edited.")
 REJECTIONS = _counter(
     "cortex_model_rejections_total", "router", "model reason", "Requests refused by the router, by the kind of fault."
 )

@@ -42,6 +42,9 @@ class Gateway(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The folder for the counters of worker processes, with a subfolder per router."""
     max_body_mb: Positive = 20
     """Larger request bodies get 413. A router worker holds at most 16 such bodies at a time, a key 4 of them."""
+    max_upload_mb: Positive = 512
+    """Larger forms with audio or images get 413. They pass through a router without being held in memory; of a file
+    that comes before its form's `model`, a router worker holds up to 8 such forms on the disk (`TMPDIR`), a key 2."""
     drain_s: Seconds = 30.0
     """How long a stopping router lets its requests finish before it cuts them."""
     hand_over: bool = False

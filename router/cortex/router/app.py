@@ -68,6 +68,7 @@ from cortex.router.request.prompt_cache import CacheSalts
 from cortex.router.request.remote_images import RemoteImages
 from cortex.router.request.request_record import RequestRecords, each
 from cortex.router.request.substitutes import Substitutes
+from cortex.router.request.upload import Uploads
 from cortex.router.request.upstream import Upstream
 from cortex.router.routes import (
     admin,
@@ -79,6 +80,7 @@ from cortex.router.routes import (
     inference,
     instances,
     keys,
+    media,
     message_batches,
     models,
     ollama,
@@ -86,6 +88,7 @@ from cortex.router.routes import (
     usage,
     weights,
 )
+from cortex.router.routes.entrance import Entrance
 from cortex.router.start_history import History
 from cortex.router.status import login
 from cortex.router.status import routes as status
@@ -257,7 +260,8 @@ def create_app(settings: Settings) -> Dispatcher:
         openapi_config=None,
         logging_config=None,
     )  # fmt: skip
-    table = inference.routes(exchanges, intake, rate_limiter, images, CacheSalts(key_ring, token))
+    entrance = Entrance(exchanges, intake, Uploads(gateway.max_upload_mb * 1024 * 1024, intake.memory), rate_limiter)
+    table = inference.routes(entrance, images, CacheSalts(key_ring, token)) | media.routes(entrance)
     table |= ollama.handlers(ollama_models, intake)
     return Dispatcher(table, rest, guard, rejections, CrossOrigin(gateway.cors_origins), audit_log, gateway.root_path)
 

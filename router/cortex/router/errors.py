@@ -28,10 +28,12 @@ RequestError
 ├── QueueFull           retry after `retry_after`
 ├── KeyHoldsTooMuch     retry when another of the key's requests has finished
 ├── RouterHoldsTooMuch  retry when other requests have finished
+├── NoDisk              send the form's `model` before its file
 ├── NotReadyInTime      retry: the function was still starting at the timeout
 ├── NoCapacity          retry: no instance can be evicted for the function now
 ├── Suspected           retry later: workers died while they served this request
 ├── StartFailed         ask the operator: the message has the cause
+├── AdapterFailed       use the base or another variant: no instance has loaded this adapter
 ├── TooManyListeners    retry, or use another worker, to follow the events
 ├── BatchWaits          retry: this line of a batch stands back behind requests
 ├── RecordIsAway        retry: Redis does not answer, so no function can start
@@ -232,9 +234,9 @@ class KeyHoldsTooMuch(RequestError):
 
     kind = Kind.RATE_LIMITED
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, where: str = "") -> None:
         super().__init__(
-            f"this key's live requests hold the allowed {most >> 20} MiB on this router worker;"
+            f"this key's live requests hold the allowed {most >> 20} MiB{where} on this router worker;"
             " retry when one of them has finished",
             retry_after=5,
         )
@@ -245,11 +247,21 @@ class RouterHoldsTooMuch(RequestError):
 
     kind = Kind.NO_CAPACITY
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, where: str = "") -> None:
         super().__init__(
-            f"the live requests hold the allowed {most >> 20} MiB on this router worker",
+            f"the live requests hold the allowed {most >> 20} MiB{where} on this router worker",
             retry_after=5,
         )
+
+
+class NoDisk(RequestError):
+    """A file that came before its form's `model` cannot be held: the disk is full, or has no folder for it."""
+
+    kind, code = Kind.NO_CAPACITY, "no_disk"
+
+    def __init__(self, why: str) -> None:
+        public = "this router cannot hold a file that comes before `model`: send `model` first, or as ?model="
+        super().__init__(f"{public}: {why}", public=public)
 
 
 class NotReadyInTime(RequestError):

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import time
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,10 @@ class LiveCatalogue:
             raise NotAllowed(f"the key '{caller.name}' may not use the model {name[:200]!r}")
         visible = (n for n, t in self._targets.items() if caller.may_use(t.function.id))
         raise FunctionNotFound(name, nearest(name, visible))
+
+    def usable(self, caller: Principal) -> Iterator[Function]:
+        """Yield the functions that a caller may use."""
+        return (f for f in self.catalogue.functions.values() if caller.may_use(f.id))
 
     def substitute(self, name: str, caller: Principal) -> tuple[Target, Substitute] | None:
         """Return the function that may answer a caller for an alias while its own is not ready, with the rule."""

@@ -15,6 +15,7 @@ from cortex.platform.api_keys import Principal, Right
 from cortex.platform.log import whence
 from cortex.router.dialects.core.errors import Dialect, Fault, Kind
 from cortex.router.dialects.engine import PATHS
+from cortex.router.dialects.media import PATHS as MEDIA_PATHS
 from cortex.router.errors import RequestError
 from cortex.router.metrics.request_metrics import RequestMetrics
 from cortex.router.request.http_answer import Headers, Whole, error_answer
@@ -38,6 +39,7 @@ _PATHS = (
     "/v1/files",
     "/v1/batches",
     "/v1/messages/batches",
+    *MEDIA_PATHS.values(),
 )
 _OLLAMA_PATHS = tuple(
     f"/api/{name}"

@@ -38,7 +38,11 @@ messages = st.lists(
     max_size=3,
 )
 NAMED = {
-    "model": st.sampled_from(["one/open", "mine", "two/other", "nobody"]),
+    "model": st.sampled_from(["one/open", "mine", "two/other", "nobody", "one/hears", "one/speaks", "one/draws"]),
+    "voice": values,
+    "n": leaves,
+    "size": leaves,
+    "response_format": values,
     "messages": messages,
     "name": words,
     "input": values,
@@ -53,7 +57,6 @@ NAMED = {
     "stop": values,
     "tools": values,
     "tool_choice": values,
-    "response_format": values,
     "rpm": leaves,
     "options": values,
     "format": values,
@@ -69,7 +72,27 @@ chats = st.fixed_dictionaries(
     {"model": NAMED["model"], "messages": messages},
     optional={n: NAMED[n] for n in ("max_tokens", "stream", "stop", "tools", "tool_choice", "response_format")},
 )
-bodies = st.one_of(chats, objects, values).map(lambda v: json.dumps(v).encode()) | st.binary(max_size=40)
+parts = st.tuples(
+    st.sampled_from(["file", "image", "mask", "model", "prompt", "stream", "n", "include[]", "x"]) | words,
+    st.one_of(st.none(), words),
+    st.sampled_from([b"one/hears", b"one/draws", b"two/hears", b"true", b"1", b""]) | st.binary(max_size=40),
+)
+
+
+def form(parts: list[tuple[str, str | None, bytes]], end: bytes) -> bytes:
+    """Return a form of these names, file names and values, as they are, with the end or without."""
+    named = (
+        b'--b\r\nContent-Disposition: form-data; name="%b"%b\r\n\r\n%b\r\n'
+        % (name.encode(), b"" if file is None else b'; filename="%b"' % file.encode(), value)
+        for name, file, value in parts
+    )
+    return b"".join(named) + end
+
+
+forms = st.builds(form, st.lists(parts, min_size=1, max_size=4), st.sampled_from([b"--b--\r\n", b"", b"--b"]))
+bodies = st.one_of(
+    st.one_of(chats, objects, values).map(lambda v: json.dumps(v).encode()), st.binary(max_size=40), forms
+)
 
 
 def sent(http: httpx.Client, route: str, names: list[str], query: dict[str, Any], body: bytes) -> int:
@@ -78,7 +101,8 @@ def sent(http: httpx.Client, route: str, names: list[str], query: dict[str, Any]
     filled = iter(names)
     path = re.sub(r"\{[^}]*\}", lambda _: quote(next(filled), safe=""), path)
     content = None if method == "GET" else body
-    answer = http.request(method, path, params={k: str(v) for k, v in query.items()}, content=content)
+    headers = {"content-type": "multipart/form-data; boundary=b"} if body.startswith(b"--b") else {}
+    answer = http.request(method, path, params={k: str(v) for k, v in query.items()}, content=content, headers=headers)
     assert answer.status_code < 500 or answer.status_code == 503, f"{answer.status_code} {answer.text[:300]}"
     if path.startswith(("/v1/", "/api/")) and answer.status_code >= 400:
         assert answer.json()["error"]

@@ -272,3 +272,48 @@ async def test_a_header_with_a_line_break_is_never_sent() -> None:
 
     assert len(error) == 1
     assert b"set-cookie" not in answered
+
+
+UPLOAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 50000000\r\n\r\n"
+
+
+async def test_a_client_that_is_held_back_is_not_read_and_its_disconnect_is_noticed() -> None:
+    lost, held, sizes = asyncio.Event(), asyncio.Event(), list[int]()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        client = client_of(scope)
+        sizes.append(len((await receive())["body"]))
+        client.attach()
+        client.on_lost = lost.set
+        client.hold_back()
+        held.set()
+        await lost.wait()
+
+    async with serving_app(app) as (_, writer):
+        writer.write(UPLOAD + b"x" * 100)
+        await asyncio.wait_for(held.wait(), 5)
+        writer.close()
+        await asyncio.wait_for(lost.wait(), 5)
+
+    assert sizes == [100]
+
+
+async def test_a_client_that_is_received_from_again_is_read_on() -> None:
+    held, bodies = asyncio.Event(), list[bytes]()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        client = client_of(scope)
+        bodies.append((await receive())["body"])
+        client.attach()
+        client.hold_back()
+        held.set()
+        bodies.append((await receive())["body"])
+        await client.send(200, [], b"read")
+
+    async with serving_app(app) as (reader, writer):
+        writer.write(UPLOAD + b"one")
+        await asyncio.wait_for(held.wait(), 5)
+        writer.write(b"two")
+        assert await asyncio.wait_for(reader.readuntil(b"read"), 5)
+
+    assert bodies == [b"one", b"two"]

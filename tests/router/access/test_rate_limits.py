@@ -221,3 +221,24 @@ async def test_a_key_without_limits_reserves_nothing() -> None:
 
     assert share.wrap(app, a_record()) is app
     assert isinstance(share, Share)
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens"),
+    [
+        ({"audio_s": 12.5}, 125),
+        ({"characters": 10}, 3),
+        ({"audio_s": 12.5, "tokens_in": 7, "tokens_out": 2}, 9),
+        ({"images": 4}, 0),
+        ({"pieces": 40}, 0),
+    ],
+)
+def test_media_cost_what_their_worker_counts_or_else_seconds_and_characters(
+    fields: dict[str, float], tokens: int
+) -> None:
+    record = RequestRecord("r", "f", "f", "transcriptions", streams=False, read_s=0.0)
+    record.forwarded("i", "h")
+    for name, value in fields.items():
+        setattr(record, name, value)
+
+    assert used(record, 1_000_000) == tokens

@@ -30,6 +30,15 @@ def test_a_function_that_chats_does_not_embed() -> None:
         check_dialect(PLAIN, "embeddings")
 
 
+def test_an_error_names_the_first_of_the_callers_functions_that_can() -> None:
+    hear = [Function(id=f"hear-{n}", engine=Engine.FAKE, task="transcribe") for n in range(9)]
+
+    with pytest.raises(CannotServe, match="not transcriptions: use 'hear-0', 'hear-1', 'hear-2', 'hear-3', 'hear-4'"):
+        check_dialect(PLAIN, "transcriptions", [PLAIN, EMBEDS, *hear])
+    with pytest.raises(CannotServe, match="no function of the catalogue that this key may use does"):
+        check_dialect(PLAIN, "transcriptions", [PLAIN, EMBEDS])
+
+
 @pytest.mark.parametrize("body", [{}, {"tools": []}, {"tools": None}, {**TOOLS, "tool_choice": "none"}])
 def test_a_server_without_tools_takes_what_asks_for_none(body: dict[str, Any]) -> None:
     assert check_tools(PLAIN, "llama_cpp.server", "chat", json.dumps(body).encode()).parallel == 1

@@ -35,7 +35,7 @@ async def test_a_client_that_leaves_within_its_body_ends_the_reading_and_nothing
     with pytest.raises(ClientLeft):
         await intake.body(an_incoming(b"x" * size, pieces=3, leaves=True, length=length), ignore)
 
-    intake.count("local", 8 * SMALL)  # all that one key may hold
+    intake.memory.count("local", 8 * SMALL)  # all that one key may hold
 
 
 @pytest.mark.parametrize("length", [True, False])

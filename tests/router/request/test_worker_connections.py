@@ -408,3 +408,145 @@ async def test_a_header_with_a_line_break_is_never_sent(value: str) -> None:
     async with workers(answers(WHOLE)) as there, connections() as pool:
         with pytest.raises(ValueError, match="line break"):
             await pool.post(there.url, "/", b"{}", {"traceparent": value})
+
+
+class Slow(Peer):
+    """Reads heads, and bodies only when its test does."""
+
+    async def head(self) -> bytes:
+        return await self._reader.readuntil(b"\r\n\r\n")
+
+    async def body(self) -> bytes:
+        """Read a chunked body to its end."""
+        pieces: list[bytes] = []
+        while size := int(await self._reader.readuntil(b"\r\n"), 16):
+            pieces.append(await self._reader.readexactly(size))
+            await self._reader.readexactly(2)
+        await self._reader.readexactly(2)
+        return b"".join(pieces)
+
+
+async def upload(
+    pool: WorkerConnections, url: str, pieces: AsyncIterator[bytes], size: int | None = None
+) -> WorkerResponse:
+    return await pool.upload(url, "/v1/x", pieces, size, {"Authorization": "Bearer k"})
+
+
+async def some(*pieces: bytes) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+async def test_a_body_in_pieces_is_sent_in_chunks_or_with_its_length() -> None:
+    heads: list[bytes] = []
+
+    async def talk(peer: Peer) -> None:
+        slow = Slow(peer._reader, peer.writer)
+        heads.append(await slow.head())
+        heads.append(await (slow.body() if b"chunked" in heads[-1] else peer._reader.readexactly(6)))
+        await peer.send(WHOLE)
+
+    async with workers(talk) as state, connections() as pool:
+        first = await read(await upload(pool, state.url, some(b"one", b"", b"two")))
+        second = await read(await upload(pool, state.url, some(b"one", b"two"), 6))
+
+    assert (first, second) == (b"hello", b"hello")
+    assert heads[1] == heads[3] == b"onetwo"
+    assert b"Content-Length: 6\r\n" in heads[2]
+
+
+async def test_a_worker_that_does_not_read_takes_no_more_pieces() -> None:
+    taken, released = 0, asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        nonlocal taken
+        for _ in range(400):
+            taken += 1
+            yield b"x" * 65536
+
+    async def talk(peer: Peer) -> None:
+        slow = Slow(peer._reader, peer.writer)
+        await slow.head()
+        await released.wait()
+        assert len(await slow.body()) == 400 * 65536
+        await peer.send(WHOLE)
+
+    async with workers(talk) as state, connections() as pool:
+        task = asyncio.ensure_future(upload(pool, state.url, pieces()))
+        before = -1
+        while before != taken:  # until the sockets' buffers are full
+            before = taken
+            for _ in range(200):
+                await asyncio.sleep(0)
+        assert taken < 300
+        released.set()
+        assert await read(await task) == b"hello"
+
+    assert taken == 400
+
+
+async def test_a_worker_that_refuses_early_gets_no_more_and_its_connection_is_not_used_again() -> None:
+    left = asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"x"
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+
+    async def talk(peer: Peer) -> None:
+        await Slow(peer._reader, peer.writer).head()
+        await peer.send(WHOLE.replace(b"200 OK", b"413 Too Large"))
+        await peer.closed()
+
+    async with workers(talk) as state, connections() as pool:
+        response = await upload(pool, state.url, pieces())
+
+        assert (response.status, await read(response)) == (413, b"hello")
+        await asyncio.wait_for(left.wait(), 5)
+        assert pool._idle == {}
+
+
+@pytest.mark.parametrize("breaks", ["the source", "the worker"])
+async def test_an_upload_that_breaks_closes_its_connection(breaks: str) -> None:
+    closed = asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"x"
+        if breaks == "the source":
+            raise KeyError
+        await asyncio.Event().wait()
+
+    async def talk(peer: Peer) -> None:
+        await Slow(peer._reader, peer.writer).head()
+        if breaks == "the source":
+            await peer.closed()
+            closed.set()
+
+    async with workers(talk) as state, connections() as pool:
+        with pytest.raises(KeyError if breaks == "the source" else ConnectionFailed):
+            await upload(pool, state.url, pieces())
+        if breaks == "the source":
+            await asyncio.wait_for(closed.wait(), 5)
+
+
+async def test_an_upload_that_is_cancelled_closes_its_connection() -> None:
+    arrived, closed = asyncio.Event(), asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"x"
+        await asyncio.Event().wait()
+
+    async def talk(peer: Peer) -> None:
+        await Slow(peer._reader, peer.writer).head()
+        arrived.set()
+        await peer.closed()
+        closed.set()
+
+    async with workers(talk) as state, connections() as pool:
+        task = asyncio.ensure_future(upload(pool, state.url, pieces()))
+        await asyncio.wait_for(arrived.wait(), 5)
+        task.cancel()
+        await asyncio.wait_for(closed.wait(), 5)
+        assert task.done()

@@ -32,6 +32,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool
     prompt_tokens: int
     steps: Iterable[Step]
+    content_type: str = ""
+    """Of an answer that is neither JSON nor a stream in the engine's shape."""
 
 
 def chat_job(body: bytes, script: Script, model: str) -> Job:
@@ -47,7 +49,7 @@ def chat_job(body: bytes, script: Script, model: str) -> Job:
         prompt_tokens=answer.prompt_tokens,
         steps=shape.chat_stream(answer, with_usage=_wants_usage(request.stream_options))
         if request.stream
-        else _whole(shape.chat_whole(answer), len(answer.deltas)),
+        else whole(shape.chat_whole(answer), len(answer.deltas)),
     )
 
 
@@ -62,7 +64,7 @@ def completion_job(body: bytes, script: Script, model: str) -> Job:
         prompt_tokens=answer.prompt_tokens,
         steps=shape.text_stream(answer, with_usage=_wants_usage(request.stream_options))
         if request.stream
-        else _whole(shape.text_whole(answer), len(answer.deltas)),
+        else whole(shape.text_whole(answer), len(answer.deltas)),
     )
 
 
@@ -81,8 +83,8 @@ def embedding_job(body: bytes, script: Script, model: str) -> Job:
         for index, vector in enumerate(vectors)
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    whole = {"object": "list", "created": CREATED, "model": model, "data": data, "usage": usage}
-    return Job(model=request.model, stream=False, prompt_tokens=tokens, steps=_whole(whole, 0))
+    payload = {"object": "list", "created": CREATED, "model": model, "data": data, "usage": usage}
+    return Job(model=request.model, stream=False, prompt_tokens=tokens, steps=whole(payload, 0))
 
 
 JOBS: dict[str, Callable[[bytes, Script, str], Job]] = {
@@ -92,7 +94,7 @@ JOBS: dict[str, Callable[[bytes, Script, str], Job]] = {
 }
 
 
-def _whole(payload: dict[str, object], tokens: int) -> list[Step]:
+def whole(payload: dict[str, object], tokens: int) -> list[Step]:
     """Return the steps of an unstreamed answer: the pauses of its tokens, then the whole body."""
     return [*[Step(b"", 1)] * tokens, Step(msgspec.json.encode(payload))]
 

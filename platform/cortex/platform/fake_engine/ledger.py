@@ -28,6 +28,8 @@ class Entry(msgspec.Struct, kw_only=True):
     prompt_tokens: int
     traceparent: str = ""
     tokens: int = 0
+    received: int = 0
+    """Bytes of a form's files that it has read."""
     outcome: Outcome = "running"
 
 

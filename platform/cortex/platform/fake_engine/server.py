@@ -13,12 +13,13 @@ from functools import partial
 from typing import Any
 
 import msgspec
-from aiohttp import web
+from aiohttp import BodyPartReader, web
 
 from cortex.platform.fake_engine import replay
 from cortex.platform.fake_engine.engine import FakeEngine, Pace, step_pause_s
 from cortex.platform.fake_engine.job import JOBS, Job
 from cortex.platform.fake_engine.ledger import Entry
+from cortex.platform.fake_engine.media import FORM_PATHS, MEDIA_JOBS, Form, form_job
 from cortex.platform.fake_engine.outcome import Drop, Fail, Hang, Serve, is_last, is_over, outcome
 from cortex.platform.fake_engine.request import PoolingRequest, ScoreRequest, TokenizeRequest, inputs
 from cortex.platform.fake_engine.script import BadScript, Script
@@ -59,7 +60,8 @@ def create_app(engine: FakeEngine, key: str | None, control_key: str | None = No
             web.post("/sleep", routes.sleep),
             web.post("/wake_up", routes.wake_up),
             web.get("/is_sleeping", routes.is_sleeping),
-            *(web.post(path, routes.infer) for path in JOBS),
+            *(web.post(path, routes.infer) for path in (*JOBS, *MEDIA_JOBS)),
+            *(web.post(path, routes.infer_form) for path in FORM_PATHS),
         ]
     )
     return app
@@ -237,7 +239,7 @@ class Routes:
         engine = self._engine
         body = await request.read()
         await engine.awake()
-        job = JOBS[request.path](body, engine.answering, engine.model)
+        job = (JOBS | MEDIA_JOBS)[request.path](body, engine.answering, engine.model)
         if engine.script.check_model and job.model != engine.model:
             return failure(404, f"The model `{job.model}` does not exist.", code="model_not_found")
         running = engine.ledger.opened(
@@ -249,6 +251,29 @@ class Routes:
         )
         with running as entry:
             engine.leak()
+            response = await self._respond(request, job, entry)
+        if entry.outcome == "finished" and is_last(engine.script, engine.ledger.served):
+            engine.crash(engine.script.crash_code)
+        return response
+
+    async def infer_form(self, request: web.Request) -> web.StreamResponse:
+        """Serve a form. Its request runs from the first byte, because a large form is most of its work."""
+        engine = self._engine
+        with engine.ledger.opened(path=request.path, model="", stream=False, prompt_tokens=0) as entry:
+            form = Form()
+            reader = await request.multipart()
+            while (part := await reader.next()) is not None:
+                assert isinstance(part, BodyPartReader)
+                if part.filename is None:
+                    form.fields[part.name or ""] = await part.text()
+                    continue
+                form.files.append(part.name or "")
+                while data := await part.read_chunk(64 * 1024):
+                    form.add(data)
+                    entry.received += len(data)
+            await engine.awake()
+            job = form_job(request.path, form, engine.answering, engine.model)
+            entry.model, entry.stream = job.model, job.stream
             response = await self._respond(request, job, entry)
         if entry.outcome == "finished" and is_last(engine.script, engine.ledger.served):
             engine.crash(engine.script.crash_code)
@@ -273,7 +298,9 @@ class Routes:
         engine = self._engine
         shape = SHAPES[engine.script.shape]
         response = web.StreamResponse()
-        response.headers["Content-Type"] = shape.content_type if job.stream else "application/json"
+        response.headers["Content-Type"] = job.content_type or (
+            shape.content_type if job.stream else "application/json"
+        )
         if job.stream and shape.headers_first:
             await response.prepare(request)
 

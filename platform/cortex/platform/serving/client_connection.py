@@ -5,12 +5,15 @@ that waits for it. Here an answer is written with plain calls, and a disconnect 
 object into each request's scope, where `client_of` finds it.
 """
 
+import select
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 EXTENSION = "cortex.client"
+LOOK_S = 0.1
+"""How often to look whether a client that is not read has disconnected."""
 Headers = Iterable[tuple[bytes, bytes]]
 
 
@@ -21,10 +24,10 @@ class ClientConnection:
     `on_writable` when a client that was `is_full` has read.
     """
 
-    __slots__ = ("_cycle", "_protocol", "on_lost", "on_writable")
+    __slots__ = ("_cycle", "_looks", "_protocol", "on_lost", "on_writable")
 
     def __init__(self, protocol: Any, cycle: RequestResponseCycle) -> None:
-        self._protocol, self._cycle = protocol, cycle
+        self._protocol, self._cycle, self._looks = protocol, cycle, False
         self.on_lost: Callable[[], None] | None = None
         self.on_writable: Callable[[], None] | None = None
 
@@ -60,6 +63,26 @@ class ClientConnection:
         """Wait until the client has read."""
         if self.is_full and not self.is_lost:
             await self._protocol.flow.drain()
+
+    def hold_back(self) -> None:
+        """Read no more of the request's body until the application receives again. A disconnect is still noticed,
+        within `LOOK_S`: a connection that is not read is never seen to close."""
+        self._protocol.flow.pause_reading()
+        if not self._looks:
+            self._looks = True
+            self._protocol.loop.call_later(LOOK_S, self._look)
+
+    def _look(self) -> None:
+        """End the connection if the client has closed it while it is not read."""
+        protocol, self._looks = self._protocol, False
+        if self.is_lost or self._cycle.response_complete or not protocol.flow.read_paused:
+            return
+        poll = select.poll()
+        poll.register(protocol.transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        if poll.poll(0):
+            protocol.transport.abort()
+        else:
+            self.hold_back()
 
     async def send(self, status: int, headers: Headers, body: bytes) -> None:
         """Send a whole answer, head and body in one piece. Its length is added."""
@@ -110,6 +133,10 @@ class ClientConnection:
         if cycle.chunked_encoding:
             cycle.transport.write(b"0\r\n\r\n")
         self._complete()
+
+    def abort(self) -> None:
+        """Close the connection at once: what was sent of the answer is not all of it."""
+        self._protocol.transport.abort()
 
     def _complete(self) -> None:
         cycle = self._cycle

@@ -21,6 +21,7 @@ from cortex.platform.api_keys import Limits, Principal
 from cortex.platform.quota import LEASE_S, Quota, Verdict, tickets
 from cortex.platform.registry import RecordUnavailable
 from cortex.router.dialects.core.errors import Dialect
+from cortex.router.dialects.media import PATHS
 from cortex.router.errors import OverLimits, TooManyAnswers
 from cortex.router.fleet_view import FleetView
 from cortex.router.request.http_answer import Answering, Client
@@ -31,6 +32,8 @@ Headers = list[tuple[bytes, bytes]]
 
 BYTES_PER_TOKEN = 4
 """Estimate for a prompt until its worker reports the count."""
+TOKENS_PER_AUDIO_S = 10
+"""As OpenAI counts audio in prompts: a token is 100 ms."""
 COVER = 1024 * 1024
 """Bytes read of a body of unknown length before its share is raised."""
 _SHORT = {"requests": "requests a minute", "tokens": "tokens a minute", "concurrent": "requests at a time"}
@@ -182,6 +185,7 @@ class _LimitedClient:
     def __init__(self, client: Client, headers: Headers, settle: Callable[[], Awaitable[None]]) -> None:
         self._client, self._headers, self._settle = client, headers, settle
         self.write, self.drain = client.write, client.drain
+        self.hold_back, self.abort = client.hold_back, client.abort
 
     @property
     def on_lost(self) -> Callable[[], None] | None:
@@ -223,16 +227,22 @@ def used(request_record: RequestRecord, estimate: int) -> int:
     """Return the tokens that a finished request used:
 
     (1) none, if it never reached a worker;
-    (2) the worker's count, if the answer was complete;
+    (2) the worker's count, if the answer was complete; for media, what stands for it;
     (3) otherwise the prompt (estimated if not counted) plus one token per piece, or more if pieces held more.
     """
     if not (request_record.instance or request_record.tries or request_record.pieces):  # (1)
         return 0
     counted = request_record.tokens_in + request_record.tokens_out
-    if counted and not (request_record.left or request_record.fault):  # (2)
-        return counted
+    if request_record.dialect in PATHS or (counted and not (request_record.left or request_record.fault)):  # (2)
+        return counted or media_tokens(request_record.audio_s, request_record.characters)
     tokens_out = max(request_record.tokens_out, request_record.pieces, request_record.rough_tokens)
     return (request_record.tokens_in or estimate) + tokens_out  # (3)
+
+
+def media_tokens(audio_s: float, characters: int) -> int:
+    """Return the tokens that audio and text to speak count as, where a worker counts none. An image counts as the
+    request it is, and so does audio of unknown length."""
+    return ceil(audio_s * TOKENS_PER_AUDIO_S) + ceil(characters / BYTES_PER_TOKEN)
 
 
 def over_limits_message(verdict: Verdict, caller: Principal) -> str:

@@ -52,6 +52,12 @@ class RequestMetrics:
             meter.count(metrics.TOKENS_IN, labels, request_record.tokens_in)
             meter.count(metrics.TOKENS_OUT, labels, request_record.tokens_out)
             meter.count(metrics.TOKENS_CACHED, labels, request_record.cached)
+        if request_record.audio_s:
+            meter.count(metrics.AUDIO_S, labels, request_record.audio_s)
+        if request_record.characters:
+            meter.count(metrics.CHARACTERS, labels, request_record.characters)
+        if request_record.images:
+            meter.count(metrics.IMAGES, labels, request_record.images)
         if request_record.cold:
             meter.observe(metrics.QUEUE_WAIT, (model,), request_record.queued_s)
         if request_record.failed:

@@ -9,12 +9,19 @@ from cortex.router.dialects.core.chunks import Plain
 from cortex.router.dialects.core.errors import Dialect
 from cortex.router.dialects.core.stream import Stream
 from cortex.router.request.context_window import Settle
+from cortex.router.request.upload import OutgoingForm
 
 
 class Reply(Protocol):
     """Translates a worker's whole answer into the client's dialect. Raises BadAnswer."""
 
     def plain(self, body: bytes) -> Plain: ...
+
+
+class MediaReply(Protocol):
+    """Passes on a worker's answer by its content type; None: it is JSON, and read as a whole."""
+
+    def stream(self, content_type: str) -> Stream | None: ...
 
 
 class StreamReply(Reply, Protocol):
@@ -45,6 +52,10 @@ class Call(Struct, frozen=True, kw_only=True):
     """Returns the reply for the output limit that the worker gets and the tokens of the prompt."""
     cuts: tuple[str, ...] = ()
     """Stop strings that cortex finds itself."""
+    form: OutgoingForm | None = None
+    """A form to send in place of the body."""
+    media: MediaReply | None = None
+    """What passes on an answer that is not JSON."""
     keep_s: float | None = None
     """How long its instance may stay idle afterwards; None: as long as its function says."""
     limit_field: str = "max_tokens"

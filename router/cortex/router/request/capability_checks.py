@@ -3,7 +3,8 @@
 The checks refuse, with a clear error, requests that a worker would answer with an obscure error or a wrong answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -25,8 +26,25 @@ _ENDPOINT: dict[Dialect, str] = {
     "ollama_generate": "chat",
     "ollama_embed": "embeddings",
     "ollama_embeddings": "embeddings",
+    "transcriptions": "transcriptions",
+    "translations": "translations",
+    "speech": "speech",
+    "images": "images",
+    "image_edits": "image_edits",
 }
-_LABELS = {"chat": "chat", "completions": "completions", "embeddings": "embeddings", "rerank": "rerank"}
+_LABELS = {
+    "chat": "chat",
+    "completions": "completions",
+    "embeddings": "embeddings",
+    "rerank": "rerank",
+    "transcriptions": "transcriptions",
+    "translations": "translations of audio",
+    "speech": "speech",
+    "images": "images",
+    "image_edits": "edits of images",
+}
+MOST_NAMES = 5
+"""Functions that an error names."""
 
 
 class _Tools(msgspec.Struct, frozen=True):
@@ -36,12 +54,17 @@ class _Tools(msgspec.Struct, frozen=True):
     tool_choice: Any = None
 
 
-def check_dialect(function: Function, dialect: Dialect) -> None:
-    """Raise CannotServe for a dialect that the function's server does not support."""
-    serves = server_of(function).dialects
-    if _ENDPOINT[dialect] not in serves:
-        kinds = ", ".join(label for name, label in _LABELS.items() if name in serves) or "nothing"
-        raise CannotServe(f"'{function.id}' serves {kinds}, not {_LABELS[_ENDPOINT[dialect]]}")
+def check_dialect(function: Function, dialect: Dialect, others: Iterable[Function] = ()) -> None:
+    """Raise CannotServe for a dialect that the function's server does not support. The error names those of the
+    caller's `others` that do."""
+    endpoint, serves = _ENDPOINT[dialect], server_of(function).dialects
+    if endpoint in serves:
+        return
+    kinds = ", ".join(label for name, label in _LABELS.items() if name in serves) or "nothing"
+    able = (f"'{other.id}'" for other in others if endpoint in server_of(other).dialects)
+    names = ", ".join(islice(able, MOST_NAMES))
+    hint = f": use {names}" if names else "; no function of the catalogue that this key may use does"
+    raise CannotServe(f"'{function.id}' serves {kinds}, not {_LABELS[endpoint]}{hint}", param="model")
 
 
 def check_route(function: Function, path: str, ready: Sequence[Instance]) -> Server:

@@ -18,6 +18,7 @@ from cortex.functions.servers import max_concurrency, server_of
 from cortex.platform import clock
 from cortex.platform.api_keys import ANONYMOUS, Principal, Right
 from cortex.platform.record import Instance
+from cortex.router.dialects import gate
 from cortex.router.dialects.core import grammar
 from cortex.router.dialects.core.chunks import Plain, Tokens
 from cortex.router.dialects.core.errors import BadAnswer, Fault, Kind, WorkerRefusal, in_client_terms
@@ -43,7 +44,7 @@ from cortex.router.request.suspects import Fingerprint, digest
 from cortex.router.request.upstream import Answer, Broken, EngineFailed, Upstream
 from cortex.router.tracing import Tracing
 
-Parse = Callable[[Target], Awaitable["Call"]]
+Parse = Callable[[Target], Awaitable[Call]]
 """Reads the request for another target than it was read for. Raises what the first reading does."""
 
 REPLAYS = 2
@@ -277,7 +278,9 @@ class Exchange:
             task = deaths.lost(self._fingerprint(), instance, broken, earlier=self._deaths)
             loss = await asyncio.shield(task)
             self._deaths += loss.end in (End.BEFORE, End.DIED, End.HUNG)
-            again = not last and may_replay(loss, self._deaths)
+            form = self._call.form
+            can_replay = form is None or form.upload.may_be_sent_again
+            again = not last and can_replay and may_replay(loss, self._deaths)
             request_record.broke(str(broken), replayed=again)
             if not again:
                 public = f"the worker of '{function.id}' broke before it answered"
@@ -293,12 +296,13 @@ class Exchange:
 
     def _fingerprint(self) -> Fingerprint:
         caller, call = self._caller, self._call
+        body = call.body if call.form is None else call.form.upload.sample
         return Fingerprint(
             key=caller.id,
             who=self.request_record.who,
             function=self.target.function.id,
             request=self._request_id,
-            digest=digest(call.path, call.body),
+            digest=digest(call.path, body),
         )
 
     async def _wait_for_start(self, ticket: Ticket) -> Instance:
@@ -396,10 +400,16 @@ class Exchange:
     async def _send_on(self, instance: Instance, body: bytes, hidden: HiddenCounts | None = None) -> None:
         streamed = asked_to_stream(body) if self._streams_anyway() else None
         sent = body if streamed is None else streamed
-        answer = await self._exchanges.upstream.post(instance, self._call.path, sent, self._trace)
+        call = self._call
+        answer = await self._exchanges.upstream.post(instance, call.path, call.form or sent, self._trace)
         try:
             if answer.status != 200:
                 await self._failed(instance, answer)
+            if call.form is not None:
+                self._call = replace(call, dropped=gate.header(call.form.upload.form.dropped))
+            if call.media is not None:
+                self._stream = call.media.stream(answer.content_type)
+                self.request_record.streams = self._stream is not None
             if self._stream is not None:
                 await self._relay(instance, answer, self._stream, hidden)
                 return
@@ -478,7 +488,15 @@ class Exchange:
             request_record.rough_tokens = stream.rough_tokens
         if stream.fault is not None:
             request_record.fault = stream.fault.kind
-        await self._client.end()
+        await self._end(stream)
+
+    async def _end(self, stream: Stream) -> None:
+        """End the client's stream. One that failed and cannot tell it ends with its connection: it must not look
+        complete."""
+        if stream.fault is not None and not stream.tells_errors:
+            self._client.abort()
+        else:
+            await self._client.end()
 
     # Towards the client.
 
@@ -520,7 +538,7 @@ class Exchange:
         if self._head_sent and self._stream is not None:
             record.rejected(200, fault.kind, error.reason)
             self._client.write(self._stream.fail(fault))
-            await self._client.end()
+            await self._end(self._stream)
             return
         record.rejected(fault.status(dialect), fault.kind, error.reason)
         headers = [*self._answer_headers(), *error.headers]
@@ -554,6 +572,8 @@ class Exchange:
     def _spent(self, tokens: Tokens, hidden: HiddenCounts | None) -> None:
         request_record = self.request_record
         request_record.tokens_in, request_record.tokens_out = tokens.input, tokens.output
+        request_record.audio_s, request_record.characters = tokens.audio_s, tokens.characters
+        request_record.images = tokens.images
         request_record.cached = tokens.cached if hidden is None else hidden.cached
 
 

@@ -19,7 +19,7 @@ class ClientLeft(Exception):
 class Incoming:
     """A request of an authorized caller."""
 
-    __slots__ = ("_receive", "caller", "content_length", "headers", "id", "name", "query")
+    __slots__ = ("_receive", "caller", "content_length", "headers", "id", "is_read", "name", "query")
 
     def __init__(self, scope: Scope, receive: Receive, caller: Principal) -> None:
         self._receive, self.caller = receive, caller
@@ -28,6 +28,8 @@ class Incoming:
         self.query: bytes = scope["query_string"]
         self.name = ""
         """The function's name, if the path has it."""
+        self.is_read = False
+        """Whether `stream()` has yielded the whole body."""
         self.id = request_id(self.headers.get(b"x-request-id"))
         length = self.headers.get(b"content-length")
         self.content_length = None if length is None else int(length)
@@ -49,6 +51,7 @@ class Incoming:
             message: Any = await self._receive()
             piece = _piece(message)
             more = message.get("more_body", False)
+            self.is_read = not more
             if piece:
                 yield piece
 

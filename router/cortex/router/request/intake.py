@@ -5,7 +5,6 @@ bodies are parsed on separate threads, piece by piece, so that other streams con
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
@@ -13,8 +12,8 @@ from typing import ParamSpec, TypeVar
 from cortex.router.dialects.core import lenient
 from cortex.router.dialects.core.errors import BadRequest, Kind
 from cortex.router.dialects.core.sizes import check_size
-from cortex.router.errors import KeyHoldsTooMuch, RouterHoldsTooMuch
 from cortex.router.request.compression import Encoding, Unpacker, encoding_of
+from cortex.router.request.holdings import Holdings
 from cortex.router.request.http_answer import Answering, Client
 from cortex.router.request.incoming import Incoming
 
@@ -42,12 +41,12 @@ class Body:
 
     def count(self, more: int) -> None:
         """Count more bytes. Raises KeyHoldsTooMuch or RouterHoldsTooMuch."""
-        self._intake.count(self._key, more)
+        self._intake.memory.count(self._key, more)
         self._counted += more
 
     def release(self) -> None:
         """Stop counting its bytes."""
-        self._intake.uncount(self._key, self._counted)
+        self._intake.memory.uncount(self._key, self._counted)
         self._counted = 0
 
     def held_by(self, answering: Answering) -> Answering:
@@ -69,8 +68,7 @@ class Intake:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._held = 0
-        self._of_key: Counter[str] = Counter()
+        self.memory = Holdings(most * BODIES_OF_A_KEY, most * BODIES_OF_A_PROCESS)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="bodies")
         self._unpacking = asyncio.Semaphore(THREADS)
         """Bounds the decoders, which take up to 8 MiB each."""
@@ -140,22 +138,6 @@ class Intake:
         if size < LARGE:
             return do(*args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: do(*args, **kwargs))
-
-    def count(self, key: str, more: int) -> None:
-        """Count bytes of a key's request. Raises KeyHoldsTooMuch or RouterHoldsTooMuch."""
-        if self._of_key[key] + more > self._most * BODIES_OF_A_KEY:
-            raise KeyHoldsTooMuch(self._most * BODIES_OF_A_KEY)
-        if self._held + more > self._most * BODIES_OF_A_PROCESS:
-            raise RouterHoldsTooMuch(self._most * BODIES_OF_A_PROCESS)
-        self._held += more
-        self._of_key[key] += more
-
-    def uncount(self, key: str, fewer: int) -> None:
-        """Stop counting bytes of a key's request."""
-        self._held -= fewer
-        self._of_key[key] -= fewer
-        if self._of_key[key] <= 0:
-            del self._of_key[key]
 
 
 def _repair(body: bytes) -> bytes:

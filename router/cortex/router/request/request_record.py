@@ -28,9 +28,11 @@ class RequestRecord:
 
     __slots__ = (
         "at",
+        "audio_s",
         "began",
         "cached",
         "cancel",
+        "characters",
         "choose_s",
         "cold",
         "dialect",
@@ -42,6 +44,7 @@ class RequestRecord:
         "gaps_s",
         "host",
         "id",
+        "images",
         "instance",
         "key",
         "last",
@@ -78,6 +81,7 @@ class RequestRecord:
         self.first = self.last = self.ended = 0.0
         self.pieces = self.status = 0
         self.tokens_in = self.tokens_out = self.cached = self.rough_tokens = 0
+        self.audio_s, self.characters, self.images = 0.0, 0, 0
         self.gaps: list[int] | None = None
         self.tries: tuple[Try, ...] = ()
         self.cancel: Callable[[], None] | None = None

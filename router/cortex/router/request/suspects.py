@@ -19,7 +19,8 @@ REFUSED_S = 300.0
 ALONE, IN_COMPANY, OF_KEY = 2, 4, 3
 """Deaths after which a request is refused: alone at the worker, in total, and for all requests of its key."""
 MOST_MARKS, MOST_STRIKES = 2000, 8
-_EDGE = 64 * 1024
+EDGE = 64 * 1024
+"""Bytes of each end of a body that its digest covers."""
 
 
 class Fingerprint(Struct, frozen=True):
@@ -40,7 +41,7 @@ class Fingerprint(Struct, frozen=True):
 
 def digest(path: str, body: bytes) -> str:
     """Return a digest of a request, at a cost that does not depend on its size."""
-    edges = body if len(body) <= 2 * _EDGE else body[:_EDGE] + body[-_EDGE:]
+    edges = body if len(body) <= 2 * EDGE else body[:EDGE] + body[-EDGE:]
     return hashlib.blake2b(b"%s %d " % (path.encode(), len(body)) + edges, digest_size=12).hexdigest()
 
 

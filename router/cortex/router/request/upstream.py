@@ -42,6 +42,16 @@ class Stranger(Broken):
     """The process at the address is not the expected instance: it rejects the key or has another model."""
 
 
+class Outgoing(Protocol):
+    """A body in pieces, of `size` bytes if that is known."""
+
+    @property
+    def content_type(self) -> str: ...
+    @property
+    def size(self) -> int | None: ...
+    def pieces(self) -> AsyncIterator[bytes]: ...
+
+
 class Relaying(Sink, Protocol):
     """A sink for which one can wait until it has room."""
 
@@ -59,6 +69,7 @@ class Answer:
         self._response = response
         self.status = response.status
         self.retry_after = response.headers.get("retry-after")
+        self.content_type = response.headers.get("content-type", "")
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield the body as it comes, STREAM_BYTES of it at most."""
@@ -125,12 +136,15 @@ class Upstream:
         await self._connections.close()
         await self._http.close()
 
-    async def post(self, instance: Instance, path: str, body: bytes, more: Mapping[str, str] | None = None) -> Answer:
-        """Send a request and return the answer after its headers. The caller closes it.
+    async def post(
+        self, instance: Instance, path: str, body: bytes | Outgoing, more: Mapping[str, str] | None = None
+    ) -> Answer:
+        """Send a request and return the answer after its headers. The caller closes it. A body in pieces is sent once.
 
-        Raises Broken or Stranger. Cancellation closes the connection, which stops the worker.
+        Raises Broken, Stranger, or what the pieces raise. Cancellation closes the connection, which stops the worker.
         """
-        prove = self._unsure(instance.id)
+        in_pieces = not isinstance(body, bytes)
+        prove = self._unsure(instance.id) or (in_pieces and (instance.host, instance.id) not in self._keys)
         for key in self._last_key_first(instance):
             if prove:
                 with _mapped_unsent:  # the request itself has not been sent
@@ -141,6 +155,8 @@ class Upstream:
                 if response.status not in worker_http.KEY_REFUSED or await self._refuses(response, instance, key):
                     self._remember(instance, key)
                     return Answer(response)
+            if in_pieces:
+                break
         self._keys.pop((instance.host, instance.id), None)
         raise Stranger(f"{instance.url} does not know the key of instance {instance.id}, or has another model")
 
@@ -160,13 +176,17 @@ class Upstream:
         """Whether a worker passes its health check or does not answer in time."""
         return await worker_http.is_well(self._http, instance, next(self._last_key_first(instance)))
 
-    async def _send(self, url: str, path: str, key: str, body: bytes, more: Mapping[str, str] | None) -> WorkerResponse:
+    async def _send(
+        self, url: str, path: str, key: str, body: bytes | Outgoing, more: Mapping[str, str] | None
+    ) -> WorkerResponse:
         headers = worker_http.headers(key)
-        headers["Content-Type"] = "application/json"
+        headers["Content-Type"] = "application/json" if isinstance(body, bytes) else body.content_type
         if more:
             headers.update(more)
         try:
-            return await self._connections.post(url, path, body, headers)
+            if isinstance(body, bytes):
+                return await self._connections.post(url, path, body, headers)
+            return await self._connections.upload(url, path, body.pieces(), body.size, headers)
         except NotConnected as error:
             raise NotReached(str(error)) from error
         except ConnectionWasReset as error:

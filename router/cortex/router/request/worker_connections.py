@@ -8,7 +8,7 @@ cookies and compressed bodies are nothing to it: the caller sees the status and 
 import asyncio
 import functools
 import select
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -25,7 +25,7 @@ HEADERS = 128
 """The most headers and trailers of an answer."""
 SILENT_BYTES = 64 * 1024
 """The most bytes that a worker may send without a header's end or a byte of the body among them."""
-READ_HEADERS = frozenset({"content-encoding", "content-length", "retry-after", "transfer-encoding"})
+READ_HEADERS = frozenset({"content-encoding", "content-length", "content-type", "retry-after", "transfer-encoding"})
 """The headers that an answer keeps."""
 JOIN_BYTES = 64 * 1024
 """A body up to this size goes out in one piece with its head."""
@@ -44,6 +44,9 @@ class WorkerConnection(asyncio.Protocol):
         self._poll: select.poll | None = None
         self.is_open = False
         self.idle_since = 0.0
+        self._is_sending = False
+        self._room: asyncio.Future[None] | None = None
+        """Done when the worker has read; None: it has."""
 
     def send(self, head: bytes, body: bytes) -> WorkerResponse:
         """Send a request; its answer arrives in what this returns."""
@@ -55,6 +58,41 @@ class WorkerConnection(asyncio.Protocol):
             self._transport.write(head)
             self._transport.write(body)
         return response
+
+    async def send_pieces(self, head: bytes, pieces: AsyncIterator[bytes], *, chunked: bool) -> WorkerResponse:
+        """Send a request whose body comes in pieces, no faster than the worker reads, and return its answer after the
+        head. A worker that refuses the request before its end gets no more of it.
+
+        Raises ConnectionFailed, and what the pieces raise.
+        """
+        response = self.send(head, b"")
+        self._is_sending = True
+        sending = asyncio.ensure_future(self._send_pieces(pieces, chunked=chunked))
+        answered = asyncio.ensure_future(response.head())
+        try:
+            await asyncio.wait((sending, answered), return_when=asyncio.FIRST_COMPLETED)
+            if sending.done() and sending.exception() is not None and not answered.done():
+                await sending
+            await answered
+            if response.status < 400:
+                await sending
+            return response
+        finally:
+            for task in (sending, answered):
+                task.cancel()
+            await asyncio.gather(sending, answered, return_exceptions=True)
+
+    async def _send_pieces(self, pieces: AsyncIterator[bytes], *, chunked: bool) -> None:
+        async for piece in pieces:
+            if not self.is_open:
+                return  # the answer has the reason
+            if piece:
+                self._transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+            if self._room is not None:
+                await self._room
+        if chunked and self.is_open:
+            self._transport.write(b"0\r\n\r\n")
+        self._is_sending = False
 
     def is_usable(self) -> bool:
         """Whether an unused connection can carry a request.
@@ -104,8 +142,17 @@ class WorkerConnection(asyncio.Protocol):
             if self._silent > SILENT_BYTES or self._headers > HEADERS:
                 self._fail(ConnectionFailed("its answer has too long a head"))
 
+    def pause_writing(self) -> None:
+        self._room = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        room, self._room = self._room, None
+        if room is not None and not room.done():
+            room.set_result(None)
+
     def connection_lost(self, error: Exception | None) -> None:
         self.is_open = False
+        self.resume_writing()
         response = self._response
         if response is None:
             return
@@ -160,7 +207,8 @@ class WorkerConnection(asyncio.Protocol):
         self._response = None
         response.complete()
         # llama.cpp's server closes a connection after a stream without announcing it: a request sent meanwhile is lost.
-        if not (self.is_open and "content-length" in response.headers and self._parser.should_keep_alive()):
+        keeps = "content-length" in response.headers and self._parser.should_keep_alive()
+        if self._is_sending or not (self.is_open and keeps):
             self.abort()
             return
         self._transport.resume_reading()
@@ -184,13 +232,28 @@ class WorkerConnections:
         Raises NotConnected, ConnectionWasReset or ConnectionFailed. Cancellation closes the connection.
         """
         connection = self._take(origin) or await self._connect(origin)
-        response = connection.send(_head(origin, path, tuple(headers.items())) + b"%d\r\n\r\n" % len(body), body)
+        head = _head(origin, path, tuple(headers.items()))
+        response = connection.send(b"%bContent-Length: %d\r\n\r\n" % (head, len(body)), body)
         try:
             await response.head()
         except BaseException:
             connection.abort()
             raise
         return response
+
+    async def upload(
+        self, origin: str, path: str, pieces: AsyncIterator[bytes], size: int | None, headers: Mapping[str, str]
+    ) -> WorkerResponse:
+        """Do the same with a body in pieces, of `size` bytes if that is known; over a connection of its own, because
+        the body may exist once only. Raises what the pieces raise, too."""
+        connection = await self._connect(origin)
+        framing = b"Transfer-Encoding: chunked\r\n\r\n" if size is None else b"Content-Length: %d\r\n\r\n" % size
+        head = _head(origin, path, tuple(headers.items())) + framing
+        try:
+            return await connection.send_pieces(head, pieces, chunked=size is None)
+        except BaseException:
+            connection.abort()
+            raise
 
     async def close(self) -> None:
         """Close the unused connections; those in use close after their answers."""
@@ -254,10 +317,10 @@ class WorkerConnections:
 
 @functools.lru_cache(1024)
 def _head(origin: str, path: str, headers: tuple[tuple[str, str], ...]) -> bytes:
-    """Return the head of a request but for the number of its length: an instance's requests share it."""
+    """Return the head of a request but for its length: an instance's requests share it."""
     lines = [f"POST {path} HTTP/1.1\r\nHost: {origin[7:]}\r\n"]
     lines += [f"{name}: {value}\r\n" for name, value in headers]
     text = "".join(lines)
     if not text.count("\n") == text.count("\r") == len(headers) + 2:
         raise ValueError("a header of a request to a worker has a line break")
-    return f"{text}Content-Length: ".encode("latin-1")
+    return text.encode("latin-1")

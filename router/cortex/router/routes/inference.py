@@ -1,7 +1,7 @@
 """The inference routes: each parses its dialect and creates an Exchange."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 
 from msgspec import Struct
@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from cortex.functions.passing import Passing
 from cortex.functions.servers import server_of
-from cortex.platform.api_keys import ANONYMOUS, Principal
-from cortex.router.access.rate_limits import RateLimiter, Share
+from cortex.platform.api_keys import ANONYMOUS
+from cortex.router.access.rate_limits import Share
 from cortex.router.activation.load_balancing import affinity, choose
 from cortex.router.dialects import dialect, embeddings, engine, gate, native, rerank
 from cortex.router.dialects.chat import stream
@@ -24,23 +24,21 @@ from cortex.router.dialects.ollama.answer import Form, Ready
 from cortex.router.dialects.ollama.models import untagged
 from cortex.router.dialects.responses import request as responses
 from cortex.router.dispatch import Handler
-from cortex.router.errors import OverLimits
 from cortex.router.live_catalogue import Target
 from cortex.router.request.call import Call
 from cortex.router.request.capability_checks import check_dialect, check_route
 from cortex.router.request.context_window import fitting
-from cortex.router.request.exchange import Exchange, Exchanges, Parse
 from cortex.router.request.http_answer import Answering, json_answer
 from cortex.router.request.incoming import Incoming, unique_id
-from cortex.router.request.intake import Intake, no_cover
 from cortex.router.request.keep_alive import HEADER, keep_s
 from cortex.router.request.model_traits import TraitsCache
 from cortex.router.request.prompt_cache import CacheSalts
 from cortex.router.request.remote_images import RemoteImages
 from cortex.router.request.request_record import COUNT_TOKENS, RequestRecord
-from cortex.router.request.substitutes import Conversation, conversation_of
+from cortex.router.request.substitutes import conversation_of
 from cortex.router.request.token_count import Count, TokenCount
 from cortex.router.request.tokenizer import Tokenizer
+from cortex.router.routes.entrance import Entrance
 
 Computed = embeddings.EmbeddingsRequest | rerank.RerankRequest | ollama_embeddings.EmbedRequest
 COMPUTES: dict[Dialect, Callable[[bytes, Passing], Computed]] = {
@@ -52,9 +50,6 @@ COMPUTES: dict[Dialect, Callable[[bytes, Passing], Computed]] = {
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
-Reading = Callable[[bytes, Share], Awaitable[Answering]]
-
-
 class _Peek(Struct, frozen=True):
     """The part of a body that routing needs before the function is resolved."""
 
@@ -62,10 +57,10 @@ class _Peek(Struct, frozen=True):
     keep_alive: float | str | None = None
 
 
-def routes(
-    exchanges: Exchanges, intake: Intake, rate_limiter: RateLimiter, images: RemoteImages, salts: CacheSalts
-) -> dict[str, Handler]:
+def routes(entrance: Entrance, images: RemoteImages, salts: CacheSalts) -> dict[str, Handler]:
     """Return the inference routes of a router, by path. All are POST."""
+    exchanges, intake = entrance.exchanges, entrance.intake
+    receive, exchange_of = entrance.receive, entrance.exchange_of
     traits_cache, tokenizer = TraitsCache(), Tokenizer(exchanges.upstream)
     catalogue, view, in_flight = exchanges.catalogue, exchanges.view, exchanges.admission.in_flight
 
@@ -82,33 +77,6 @@ def routes(
     async def serve_computation(request: Incoming, kind: Dialect, path: str) -> Answering:
         """Serve a request with one JSON answer: embeddings, rerank."""
         return await receive(request, kind, lambda body, share: computation(request, kind, path, body, share))
-
-    async def receive(request: Incoming, kind: Dialect, read: Reading, *, costs_tokens: bool = True) -> Answering:
-        """Check the key's limits, read the body, and account for its memory until the request is answered."""
-        who, started = request.caller, time.monotonic()
-        try:
-            share = await rate_limiter.enter(who, kind, (request.content_length or 0) if costs_tokens else 0)
-            try:
-                held = await intake.body(request, share.cover if costs_tokens else no_cover)
-                try:
-                    if costs_tokens:
-                        await share.adjust(len(held.bytes), 1)
-                    return held.held_by(await read(held.bytes, share))
-                except BaseException:
-                    held.release()
-                    raise
-            except BaseException:
-                await share.settle()
-                raise
-        except OverLimits as error:
-            read_s = time.monotonic() - started
-            request_record = RequestRecord(request.id, "", "", kind, streams=False, read_s=read_s)
-            request_record.key, request_record.who = who.id, who.name
-            fault = error.fault()
-            request_record.rejected(fault.status(kind), fault.kind, error.reason)
-            exchanges.request_records.begun(request_record)
-            exchanges.request_records.over(request_record)
-            raise
 
     async def peek(kind: Dialect, body: bytes) -> _Peek:
         """Return what routing needs of a body."""
@@ -128,7 +96,7 @@ def routes(
         async def parse(target: Target) -> Call:
             """Parse the request for a target."""
             function = target.function
-            check_dialect(function, kind)
+            check_dialect(function, kind, catalogue.usable(who))
             content = await images.inlined(body) if function.remote_images else body
             able = traits(target, kind)
             salt = salts.of(function, who)
@@ -183,7 +151,7 @@ def routes(
         async def parse(target: Target) -> Call:
             """Build the request for a target."""
             function = target.function
-            check_dialect(function, kind)
+            check_dialect(function, kind, catalogue.usable(who))
             parsed: Computed = await intake.work(len(body), COMPUTES[kind], body, traits(target, kind).passing)
             sent = await intake.work(len(body), parsed.body, target.worker_model)
             return Call(
@@ -233,32 +201,6 @@ def routes(
         call = await parse(target)
         await share.adjust(len(body), call.answers)
         return exchange_of(request, target, call, parse, name, who, started, share)
-
-    def exchange_of(
-        request: Incoming,
-        target: Target,
-        call: Call,
-        parse: Parse,
-        name: str,
-        who: Principal,
-        started: float,
-        share: Share,
-        conversation: Conversation | None = None,
-    ) -> Answering:
-        read_s = time.monotonic() - started
-        exchange = Exchange(
-            exchanges,
-            target,
-            call,
-            request.id,
-            who,
-            name=name,
-            read_s=read_s,
-            parse=parse,
-            headers=request.headers.items(),
-            conversation=conversation,
-        )
-        return share.wrap(exchange, exchange.request_record)
 
     async def chat(request: Incoming) -> Answering:
         """Chat: OpenAI's dialect, streamed or not."""

@@ -94,13 +94,17 @@ class Chunk(msgspec.Struct):
 
 
 class Tokens(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens of an answer. `input` counts the whole prompt, cached or not."""
+    """What an answer used: tokens, and in media seconds of audio, characters to speak, and images. `input` counts the
+    whole prompt, cached or not."""
 
     input: int = 0
     cached: int = 0
     written: int = 0
     output: int = 0
     reasoning: int | None = None
+    audio_s: float = 0.0
+    characters: int = 0
+    images: int = 0
 
 
 MOST_TOKENS = 1 << 30

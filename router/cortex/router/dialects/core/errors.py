@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 Dialect = Literal[
     "chat", "completions", "embeddings", "rerank", "responses", "messages",
+    "transcriptions", "translations", "speech", "images", "image_edits",
     "ollama_chat", "ollama_generate", "ollama_embed", "ollama_embeddings", "ollama",
     "tokenize", "detokenize", "apply_template", "infill", "score", "pooling",
 ]  # fmt: skip

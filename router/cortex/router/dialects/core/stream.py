@@ -47,13 +47,15 @@ class Stream(Protocol):
     Call `fit()` when the prompt was counted, `open()` and `ping()` while waiting (with the reason, if it is known),
     `feed()` per piece of the worker's body, `close()` at its end, `fail()` when the worker is lost. `fault`: the error
     that ended it; `over`: no bytes follow; `tokens`: the worker's usage; `rough_tokens`: an estimate of the output so
-    far, for a stream that ends without usage; `media_type`: its content type.
+    far, for a stream that ends without usage; `media_type`: its content type; `tells_errors`: whether `fail` returns
+    an error that a client reads, else a failed stream ends with its connection.
     """
 
     fault: Fault | None
     over: bool
     rough_tokens: int
     media_type: bytes
+    tells_errors: bool
 
     @property
     def tokens(self) -> Tokens: ...
@@ -69,6 +71,7 @@ class FrameStream(ABC):
     """The loop over a worker's frames, which every `Stream` has. A subclass says what one frame becomes."""
 
     media_type = EVENTS
+    tells_errors = True
 
     def __init__(self) -> None:
         self.fault: Fault | None = None

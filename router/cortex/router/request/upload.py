@@ -1,0 +1,248 @@
+"""A form on its way from a client to a worker, which the router never holds whole.
+
+The form is read until its function is known: a field `model` that comes first, as OpenAI's SDKs send it, costs nothing;
+a file before it is held, in memory and then in a file without a name, which the system removes with the process. From
+then on the client is not read until a worker takes more, so that a form waits for a cold function in its client.
+
+A request may be sent again as long as no more of the form was read than is held.
+"""
+
+import asyncio
+import secrets
+import tempfile
+from collections.abc import AsyncIterator
+from typing import IO
+
+from msgspec import Struct
+
+from cortex.functions.passing import Passing
+from cortex.router.dialects.core.errors import BadRequest, Dialect, Kind
+from cortex.router.dialects.engine import named_in
+from cortex.router.dialects.media.form import Form, boundary_of
+from cortex.router.errors import NoDisk
+from cortex.router.request.holdings import Holdings
+from cortex.router.request.http_answer import Answering, Client
+from cortex.router.request.incoming import Incoming
+from cortex.router.request.suspects import EDGE
+
+SMALL = 256 * 1024
+"""Bytes of a form that is read whole before it is sent, so that it can be sent again."""
+MEMORY = 1024 * 1024
+"""Bytes of a file before `model` that are held in memory; the rest is held on the disk."""
+PIECE = 256 * 1024
+UPLOADS_OF_A_PROCESS, UPLOADS_OF_A_KEY = 8, 2
+"""How many forms of the largest size a process, and one key, may hold on the disk at a time."""
+
+
+class Uploads:
+    """What the uploads of one router worker have in common: the largest size in bytes, and what they hold."""
+
+    def __init__(self, most: int, memory: Holdings) -> None:
+        self.most, self.memory = most, memory
+        self.disk = Holdings(most * UPLOADS_OF_A_KEY, most * UPLOADS_OF_A_PROCESS, " on the disk")
+
+    async def begin(self, request: Incoming, kind: Dialect) -> "Upload":
+        """Read a form until its function is known. Raises BadRequest, NoDisk, KeyHoldsTooMuch, RouterHoldsTooMuch, or
+        ClientLeft."""
+        if request.headers.get(b"content-encoding", b"identity") != b"identity":
+            raise BadRequest("a form is taken uncompressed", "content-encoding", Kind.UNSUPPORTED_MEDIA)
+        self.check(request.content_length or 0)
+        boundary = boundary_of(request.headers.get(b"content-type", b"").decode("latin-1"))
+        form = Form(kind, boundary, secrets.token_hex(16).encode(), model=named_in(request.query))
+        upload = Upload(self, request, form)
+        try:
+            await upload.begin()
+        except BaseException:
+            await upload.release()
+            raise
+        return upload
+
+    def check(self, size: int) -> None:
+        """Raise BadRequest for a form that is too large."""
+        if size > self.most:
+            raise BadRequest(
+                f"the form has {size / 2**20:.1f} MiB; [gateway] max_upload_mb of this router is {self.most >> 20}",
+                kind=Kind.BODY_TOO_BIG,
+            )
+
+
+class Upload:
+    """One form. `release()` it when its request is over."""
+
+    def __init__(self, uploads: Uploads, request: Incoming, form: Form) -> None:
+        self._uploads, self.form = uploads, form
+        self._request, self._pieces = request, request.stream()
+        self._held = Held(uploads.memory, uploads.disk, request.caller.id)
+        self._size = 0
+        self._client: Client | None = None
+        self._is_begun = False
+        """Whether more was read than is held."""
+
+    @property
+    def may_be_sent_again(self) -> bool:
+        """Whether all that was read of the form is held."""
+        return not self._is_begun
+
+    @property
+    def sample(self) -> bytes:
+        """The beginning of the form's files, as far as it is held in memory."""
+        return self._held.sample
+
+    async def begin(self) -> None:
+        """Read until the function is known, and to its end a form that is small or has arrived. Raises what
+        `Uploads.begin` does."""
+        is_small = self._request.content_length is not None and self._request.content_length <= SMALL
+        while not self.form.is_whole and (is_small or not self.form.model or self._request.is_read):
+            await self._held.add(await self._read())
+
+    def hold_back(self, client: Client) -> None:
+        """Read no more from the client until a worker takes it."""
+        self._client = client
+        if not self._request.is_read:
+            client.hold_back()
+
+    def to(self, model: str, passing: Passing) -> "OutgoingForm":
+        """Return the form for a worker, with its name of the model and the fields that pass to it."""
+        return OutgoingForm(self, model, passing)
+
+    def size(self, model: str, passing: Passing) -> int | None:
+        """Return the size of the worker's form in bytes; None: it is not known yet."""
+        return len(self.form.head(model, passing)) + self._held.size if self._is_whole_held else None
+
+    async def pieces(self, model: str, passing: Passing) -> AsyncIterator[bytes]:
+        """Yield the form for a worker with its name of the model. Raises BadRequest or ClientLeft for what the client
+        sends, or does not send."""
+        yield self.form.head(model, passing)
+        async for piece in self._held.pieces():
+            yield piece
+        while not self.form.is_whole:
+            self._is_begun = True
+            piece = await self._read()
+            if self._client is not None:
+                self.hold_back(self._client)
+            yield piece
+
+    async def release(self) -> None:
+        """Give up what is held."""
+        await self._held.release()
+
+    def held_by(self, answering: Answering) -> Answering:
+        """Return what releases the form when it has answered."""
+
+        async def wrapped(client: Client) -> None:
+            self.hold_back(client)
+            try:
+                await answering(client)
+            finally:
+                await asyncio.shield(self.release())
+
+        return wrapped
+
+    @property
+    def _is_whole_held(self) -> bool:
+        return self.form.is_whole and not self._is_begun
+
+    async def _read(self) -> bytes:
+        """Read a piece of the client's form, and return what the worker gets of it."""
+        piece = await anext(self._pieces, b"")
+        if not piece:
+            return self.form.close()
+        self._size += len(piece)
+        self._uploads.check(self._size)
+        out = self.form.feed(piece)
+        self._held.reserve(self.form.text_size)
+        return out
+
+
+class OutgoingForm(Struct, frozen=True):
+    """A form for one worker."""
+
+    upload: Upload
+    model: str
+    passing: Passing
+
+    @property
+    def content_type(self) -> str:
+        """Its content type."""
+        return self.upload.form.content_type
+
+    @property
+    def size(self) -> int | None:
+        """Its size in bytes; None: it is not known yet."""
+        return self.upload.size(self.model, self.passing)
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """Yield its bytes."""
+        return self.upload.pieces(self.model, self.passing)
+
+
+class Held:
+    """Bytes in memory, up to `MEMORY`, and the rest on the disk."""
+
+    def __init__(self, memory: Holdings, disk: Holdings, key: str) -> None:
+        self._memory, self._disk, self._key = memory, disk, key
+        self._pieces: list[bytes] = []
+        self._in_memory = self._on_disk = self._reserved = 0
+        self._file: IO[bytes] | None = None
+
+    @property
+    def size(self) -> int:
+        """The number of bytes."""
+        return self._in_memory + self._on_disk
+
+    @property
+    def sample(self) -> bytes:
+        """The first bytes."""
+        return b"".join(self._pieces[:1])[:EDGE]
+
+    async def add(self, data: bytes) -> None:
+        """Add bytes. Raises NoDisk, KeyHoldsTooMuch or RouterHoldsTooMuch."""
+        if not data:
+            return
+        if self._file is None and self._in_memory + len(data) <= MEMORY:
+            self._memory.count(self._key, len(data))
+            self._in_memory += len(data)
+            self._pieces.append(data)
+            return
+        self._disk.count(self._key, len(data))
+        self._on_disk += len(data)
+        try:
+            await asyncio.to_thread(self._write, data)
+        except OSError as error:
+            raise NoDisk(error.strerror or type(error).__name__) from None
+
+    def reserve(self, size: int) -> None:
+        """Count bytes of memory that the form itself has. Raises KeyHoldsTooMuch or RouterHoldsTooMuch."""
+        if size > self._reserved:
+            self._memory.count(self._key, size - self._reserved)
+            self._reserved = size
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Yield all bytes."""
+        for piece in self._pieces:
+            yield piece
+        at = 0
+        while self._file is not None and at < self._on_disk:
+            piece = await asyncio.to_thread(self._read, at)
+            at += len(piece)
+            yield piece
+
+    async def release(self) -> None:
+        """Forget all bytes."""
+        file, self._file = self._file, None
+        if file is not None:
+            await asyncio.to_thread(file.close)
+        self._pieces.clear()
+        self._memory.uncount(self._key, self._in_memory + self._reserved)
+        self._disk.uncount(self._key, self._on_disk)
+        self._in_memory = self._on_disk = self._reserved = 0
+
+    def _write(self, data: bytes) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (`release` closes it)
+        self._file.write(data)
+
+    def _read(self, at: int) -> bytes:
+        assert self._file is not None
+        self._file.seek(at)
+        return self._file.read(PIECE)
