@@ -198,7 +198,11 @@ def test_requests_of_a_base_with_adapters_are_translated() -> None:
     ("text", "what"),
     [
         (LLAMA + fake("v", adapter="org/a"), 'adapter needs the function whose instances load it: base = "ID"'),
-        (BASE + entry("v", base="base", adapter="org/a"), "of 'base' has no adapters: llamacpp and vllm have"),
+        (BASE + entry("v", base="base", adapter="org/a"), "of 'base' has no adapters in cortex: only llamacpp has"),
+        (
+            entry("base", engine="vllm", source="org/b") + entry("v", base="base", adapter="org/a"),
+            "adapter: engine \"vllm\" of 'base' has no adapters in cortex: only llamacpp has",
+        ),
         (
             LLAMA.replace("llamacpp", 'llamacpp"\nserver = "llama_cpp.server')
             + entry("v", base="base", adapter="org/a"),

@@ -47,8 +47,8 @@ def adapter_problem(adapter: str, base: Function) -> str:
     """Return why the instances of a function cannot have an adapter, or ""."""
     if "," in adapter:
         return f"adapter: '{adapter}' has a comma, which engines take for the end of a path: rename it"
-    if base.engine not in (Engine.LLAMACPP, Engine.VLLM):
-        return f"adapter: engine \"{base.engine}\" of '{base.id}' has no adapters: llamacpp and vllm have"
+    if base.engine is not Engine.LLAMACPP:
+        return f"adapter: engine \"{base.engine}\" of '{base.id}' has no adapters in cortex: only llamacpp has"
     if base.server == "llama_cpp.server":
         return f"adapter: the server {base.server} of '{base.id}' has no adapters: use llama-server or xllamacpp"
     if base.task in ("embed", "rerank"):
