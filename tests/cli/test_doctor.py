@@ -12,7 +12,7 @@ import redis
 from msgspec.structs import replace
 
 from cortex.cli.checks.finding import Finding
-from cortex.cli.checks.fleet import check_background, check_hosts, check_parking
+from cortex.cli.checks.fleet import check_background, check_hosts, check_parking, check_starts
 from cortex.cli.checks.machine import (
     check_agents,
     check_disks,
@@ -280,6 +280,13 @@ def test_a_tier_that_failed_is_a_warning_with_the_way_back() -> None:
 
     assert "sleep no longer on a, and stop instead: it answered 500" in finding.text
     assert finding.do == "`cortex fn forget f` tries again."
+
+
+def test_a_trick_that_failed_is_a_warning_with_the_way_back() -> None:
+    (finding,) = check_starts([a_function_view(tricks_off=(("a", "eager", "it exited with 1"),)), a_function_view()])
+
+    assert finding.text == "its starts on a go without 'eager', which failed once: it exited with 1"
+    assert (finding.level, finding.do) == ("warning", "`cortex fn forget f` tries again.")
 
 
 @pytest.mark.parametrize(("weights_mb", "warnings"), [(2000, 0), (3000, 1)])

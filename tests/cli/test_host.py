@@ -95,3 +95,13 @@ def test_a_host_shows_the_ram_of_parked_instances_and_its_tiers() -> None:
         "parked instances: 900/4000 MiB of RAM; sleep: possible; freeze: the driver is older than 580"
     ]
     assert host.tier_lines(HostView(name="a", address="")) == []
+
+
+def test_a_host_shows_the_tricks_of_starts_that_failed() -> None:
+    failed = {"abc": {"eager": "the worker exited with 1 while starting"}, "def": {"full": "it crashed"}}
+
+    assert host.trick_lines(HostView(name="a", address="", tricks_off=failed)) == [
+        "started without 'eager': revision abc: the worker exited with 1 while starting",
+        "started without a full one after a fast one: revision def: it crashed",
+    ]
+    assert host.trick_lines(HostView(name="a", address="")) == []

@@ -257,6 +257,7 @@ def test_the_command_of_vllm() -> None:
         },
         server="vllm",
         files={"/run/cortex/one.key": "secret-of-the-worker"},
+        compiles="full",
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from cortex.functions.capabilities import Cost, Sampling, Template
-from cortex.functions.spec import LAUNCH_FIELDS, Adapter, Engine, Function, Park, revision
+from cortex.functions.spec import LAUNCH_FIELDS, Adapter, Engine, Function, Park, Start, revision
 
 PLAIN = Function(id="org/model", engine=Engine.LLAMACPP)
 
@@ -64,6 +64,7 @@ CHANGES: dict[str, Any] = {
     "mmproj": "/srv/mmproj.gguf",
     "allow_pickle": True,
     "park": Park.STOP,
+    "start": Start.FULL,
     "command": ("serve", "{port}"),
     "health_path": "/ready",
     "dialects": ("chat",),

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from cortex.functions.catalogue import Catalogue
+from cortex.functions.launch import StartMode
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Adapter
 from cortex.platform.agent_messages import (
@@ -46,7 +47,7 @@ from cortex.platform.record import (
     ShareUse,
     Silence,
 )
-from cortex.platform.scheduling.ledger import Entry
+from cortex.platform.scheduling.ledger import Entry, StartTimes
 from cortex.platform.scheduling.placement import When
 from cortex.platform.scheduling.saved_state import AgentState, LocalWeights, SavedWorker
 from tests.support.factories import a_device, a_function, a_host, an_instance
@@ -86,7 +87,8 @@ def spoken() -> dict[str, Any]:
     device: Device = a_device("GPU-1", 24_576, reserve_mb=512)
     instance = an_instance("i1", state=State.DRAINING, ready=2.5, url="http://host-a:20000", pid=7, why="evict",
                            yields_to="org/other", waits_for=("i2",), progress=0.5, used_mb=900, epoch=4,
-                           adapters={"org/v": 0}, adapter_problems={"org/w": "missing"})  # fmt: skip
+                           adapters={"org/v": 0}, adapter_problems={"org/w": "missing"},
+                           start_mode=StartMode.FAST, tricks=("eager",), replaces="i0")  # fmt: skip
     in_line = InLine(function="org/other", since=1.5, priority=1, turn_at=9.5, closes=("i1",), devices=("GPU-1",),
                      start_s=2.5)  # fmt: skip
     stored = Stored(name="org/model@main", kind="hub", size=10, path="/w", commit="c", at=1.5, functions=("org/model",))
@@ -103,7 +105,8 @@ def spoken() -> dict[str, Any]:
         "answer to plan": PlacementPlan(host="host-a", devices=("GPU-1",), memory_mb=1000, memory_from="declared",
                                   evict=(Victim("i2", "org/other", 3.5),)),
         "host": a_host(instance, devices=(device,), version="0", at=3.5, labels=("fast",), foreign=(held,),
-                       failures=(failure,), line=(in_line,), epoch=4, catalogue="digest"),
+                       failures=(failure,), line=(in_line,), epoch=4, catalogue="digest",
+                       tricks_off={"r1": {"eager": "exited"}}),
         "router": RouterReport(id="r", at=3.5, in_flight={"i1": 2}, waiting={"org/model": 1}, seen={"host-a": 4},
                               silent={"i1": Silence(for_s=1.5, usual_s=0.5)}, keep={"i1": KeepAlive(300.0, 2.5)},
                               shares={"org/variant": ShareUse(1, 1)}),
@@ -115,7 +118,8 @@ def spoken() -> dict[str, Any]:
         "override": Override(pinned=True, min=1, max=2),
         "key": ApiKey(digest="d", id="k", name="ann", scope=Scope.ADMIN, functions=("org/*",), limits=Limits(rpm=5),
                       group="search"),
-        "ledger": Entry(memory_mb=900, start_s=9.5, starts=2, phases={"starting": 9.5}, started_at=1.5, at=2.5),
+        "ledger": Entry(memory_mb=900, start_s=9.5, starts=2, phases={"starting": 9.5}, started_at=1.5, at=2.5,
+                        modes={StartMode.FAST: StartTimes(version="0.26", seconds=(9.5,))}),
         "counts": Snapshot(counts=(Count("c", ("a",), 2.0),), spreads=(HistogramSeries("s", (), (1, 2), 2.5),)),
         "agent's state": AgentState((SavedWorker(instance, function, weights),), (failure,)),
     }  # fmt: skip

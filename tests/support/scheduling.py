@@ -125,9 +125,18 @@ class SchedulerDriver:
         self.handle(events.FetchFailed(instance, reason), now)
 
     def spawned(
-        self, instance: str, process: ProcessId, url: str, now: float, *, path: str = "plain", warm: bool = False
+        self,
+        instance: str,
+        process: ProcessId,
+        url: str,
+        now: float,
+        *,
+        path: str = "plain",
+        warm: bool = False,
+        tricks: tuple[str, ...] = (),
     ) -> None:
-        self.handle(events.Spawned(instance, process, url, path=path, warm=warm, sleeps=True), now)
+        spawned = events.Spawned(instance, process, url, path=path, warm=warm, sleeps=True, tricks=tricks)
+        self.handle(spawned, now)
 
     def spawn_failed(self, instance: str, reason: str, now: float, *, kind: FailureKind = FailureKind.CRASH) -> None:
         self.handle(events.SpawnFailed(instance, reason, kind), now)

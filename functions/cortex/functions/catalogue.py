@@ -12,11 +12,12 @@ import msgspec
 from msgspec import Meta, Struct
 
 from cortex.functions import arguments, hours, variants
+from cortex.functions.launch import fast_tricks
 from cortex.functions.launch.command import PLACEHOLDERS, has_placeholder, unknown_placeholders
 from cortex.functions.names import did_you_mean, fault_in, nearest
 from cortex.functions.servers import server_of
 from cortex.functions.sources import DEMO, BadSource, source_of
-from cortex.functions.spec import Adapter, Engine, Function, Park
+from cortex.functions.spec import Adapter, Engine, Function, Park, Start
 from cortex.functions.toml_lines import TomlLines
 
 _TYPES = {name: hint for name, hint in Function.__annotations__.items()}
@@ -112,12 +113,24 @@ def notes(catalogue: Catalogue) -> list[str]:
         if f.park is Park.SLEEP and f.engine not in _SLEEPERS
     ]
     weak = variants.weaker_wishes(catalogue.functions)
-    return [*unsure, *foreign, *awake, *weak] + [
+    one_set = [
+        f'{f.id}: start = "{f.start}" is kept, but {_one_set(f)}: all its starts are alike'
+        for f in functions
+        if f.start is not Start.AUTO and not fast_tricks(f)
+    ]
+    return [*unsure, *foreign, *awake, *weak, *one_set] + [
         f"{f.id}: {key} = {getattr(f, key)!r} is kept, but {why}"
         for f in functions
         for key, why in _NOT_YET.items()
         if getattr(f, key) != getattr(blank, key)
     ]
+
+
+def _one_set(function: Function) -> str:
+    """Return why a function has no fast start."""
+    if function.engine is Engine.VLLM:
+        return "its args decide about compilation and graphs themselves"
+    return f'engine "{function.engine}" starts in one way only'
 
 
 def _doubt(function: Function) -> str:
@@ -257,7 +270,7 @@ class _Reader:
                         yield key, converted
                 except msgspec.ValidationError as error:
                     text = str(error)
-                    if key in ("engine", "park") and isinstance(value, str):
+                    if key in ("engine", "park", "start") and isinstance(value, str):
                         text = f"unknown {key} '{value}'{did_you_mean(value, list(_TYPES[key]), cutoff=0)}"
                     self._report(where, f"{key}: {text}", line)
 

@@ -46,6 +46,15 @@ class Park(enum.StrEnum):
     STOP = "stop"
 
 
+class Start(enum.StrEnum):
+    """With which settings an engine starts that has two sets of them: see `launch/modes.py`."""
+
+    AUTO = "auto"
+    """The fast ones while a request waits, and the full ones in a quiet moment after that."""
+    FAST = "fast"
+    FULL = "full"
+
+
 Task = Literal["auto", "generate", "embed", "rerank", "transcribe", "speech", "image"]
 """What a function's model is for."""
 Endpoint = Literal[
@@ -129,6 +138,8 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     """Load weights that are pickles, which runs any code in them."""
     park: Park = Park.AUTO
     """What an idle or evicted instance may keep."""
+    start: Start = Start.AUTO
+    """With which of its engine's settings an instance starts. A change replaces no instance."""
     command: tuple[Word, ...] = ()
     health_path: Path = "/health"
     dialects: tuple[Endpoint, ...] = ()

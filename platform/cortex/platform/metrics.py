@@ -170,6 +170,13 @@ START_PHASE = _histogram(
     "Time that starts spent in each phase: `fetching`, `placing`, and the steps that the worker's log shows: "
     "`starting`, `importing`, `setting up`, `loading weights`, `warming up`, `opening`.",
 )
+START = _histogram(
+    "cortex_start_seconds",
+    "fleet",
+    "node model mode",
+    LONG_S,
+    "Time of starts, from the worker's process to ready: `fast`, `full`, or `one` where the engine has one mode.",
+)
 PARKING = _histogram(
     "cortex_park_seconds", "fleet", "node model tier", LONG_S, "Time to move an instance's memory off its devices."
 )

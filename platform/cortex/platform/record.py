@@ -12,6 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cortex.functions.capabilities import ModelProfile
+from cortex.functions.launch.modes import StartMode
 from cortex.functions.lifecycle import COMING, State
 
 
@@ -73,6 +74,8 @@ class DrainReason(enum.StrEnum):
     FAILED = "failed"
     REHEARSAL = "rehearsal"
     """It sleeps once and wakes at once: an engine's first sleep is slow, because it pins memory."""
+    UPGRADED = "upgraded"
+    """It was started fast; a full start takes its place."""
     UNRECORDED = "unrecorded"
     """The record of its start could not be written, so the caller tries another host."""
     OTHER = "other"
@@ -133,6 +136,12 @@ class Instance(Struct, frozen=True, kw_only=True):
     """Whether its engine was started so that it can sleep."""
     path: str = ""
     """How it was started: `warm` from a parked launcher, or `plain`, with the reason if there is one."""
+    start_mode: StartMode | None = None
+    """Whether it was started fast or in full; None: its engine has no such difference, or not chosen yet."""
+    tricks: tuple[str, ...] = ()
+    """Tricks of its start: see `Trick` in `launch/modes.py`."""
+    replaces: str = ""
+    """The instance that was started fast, and that this full start is to replace."""
     phase: str = ""
     """The step of a start: the progress of a fetch, or the step in the worker's log."""
     phase_since: float = 0.0
@@ -208,8 +217,11 @@ class Instance(Struct, frozen=True, kw_only=True):
         return self.state in COMING or (self.state is State.PARKING and self.reason is None)
 
     @property
-    def rehearses(self) -> bool:
-        """Whether it only rehearses its first sleep: it serves again right after that."""
+    def comes_back(self) -> bool:
+        """Whether it leaves only to serve again right after that: it rehearses its first sleep, or it is about to be
+        started in full."""
+        if self.reason is DrainReason.UPGRADED:
+            return self.state is State.DRAINING and not self.moves_to
         return self.reason is DrainReason.REHEARSAL and self.state in (State.DRAINING, State.PARKING)
 
     @property
@@ -313,6 +325,9 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     """Why this host cannot park an instance to a tier; "": it can."""
     unparkable: dict[str, dict[Tier, str]] = {}
     """By revision, the tiers that failed once, with the reason: its instances stop instead."""
+    tricks_off: dict[str, dict[str, str]] = {}
+    """By revision, the tricks of a start that failed once, with the reason: its starts go without. `full`: its full
+    start failed although its fast one had not, so it stays as it is."""
     engines: dict[str, str] = {}
     """Installed engines, with their versions."""
     servers: tuple[str, ...] = ()

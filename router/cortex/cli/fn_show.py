@@ -15,7 +15,7 @@ from cortex.cli.top import latency_line
 from cortex.cli.visible import echo, echo_json, for_terminal
 from cortex.functions.lifecycle import PARKED
 from cortex.router.api_types import FunctionSettings, FunctionView, InstanceView, LastStart, TrafficTotal
-from cortex.router.overview.wording import parked_lines, retention
+from cortex.router.overview.wording import parked_lines, retention, start_lines, start_text
 
 _INSTANCES = ("INSTANCE", "HOST", "STATE", "DEVICES", "MEMORY MIB", "USED", "IN FLIGHT", "STARTED IN", "IDLE IN")
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
@@ -49,6 +49,7 @@ def show(name: str, as_json: bool) -> None:
         "last five minutes": _recent(recent),
         "last start": _start(function.last_start),
         "a start takes": span(function.expected_start_s) if function.expected_start_s else "",
+        "starts": "; ".join(start_lines(function)),
         "memory": "; ".join(memory_lines(function)),
         "parked": "; ".join(parked_lines(function)),
         "not parked": "; ".join(f"by {tier} on {host}: {why}" for host, tier, why in function.unparkable),
@@ -209,11 +210,11 @@ def memory_lines(function: FunctionView) -> list[str]:
 
 
 def _duration(instance: InstanceView) -> str:
-    """Return the duration of an instance's start, and its path unless it was plain."""
+    """Return the duration of an instance's start, its path unless it was plain, and its mode."""
     if instance.start_s is None:
-        return "-"
-    path = f", {instance.path}" if instance.path not in ("", "plain") else ""
-    return f"{instance.start_s:.1f}s{path}"
+        return start_text(instance) or "-"
+    path = instance.path if instance.path not in ("", "plain") else ""
+    return ", ".join(filter(None, (f"{instance.start_s:.1f}s", path, start_text(instance))))
 
 
 def _recent(bucket: TrafficTotal | None) -> str:

@@ -19,7 +19,7 @@ from cortex.cli.visible import echo, echo_json
 from cortex.functions.lifecycle import PARKED
 from cortex.platform.record import Instance
 from cortex.router.api_types import EvictionCandidate, HostView
-from cortex.router.overview.wording import outcome, reason
+from cortex.router.overview.wording import outcome, reason, trick_text
 from cortex.router.plan_types import Effect, Plan
 
 READINGS = frozenset({"FleetChange", "Reported", "HostRead", "LedgerRead", "MemoryRead"})
@@ -96,7 +96,7 @@ def show(name: str, as_json: bool) -> None:
     out.print(f"engines: {', '.join(record.engines) or 'none'}", markup=False)
     if record.labels:
         out.print(f"labels: {', '.join(record.labels)}", markup=False)
-    for line in tier_lines(record):
+    for line in (*tier_lines(record), *trick_lines(record)):
         out.print(line, markup=False)
     for d in record.devices:
         holders = ", ".join(_holders(record, d.id)) or "nothing"
@@ -352,6 +352,15 @@ def _holder(instance: Instance) -> str:
 
 def _park_ram(host: HostView) -> str:
     return f"{sum(i.ram_mb for i in host.instances)}/{host.park_ram_mb}" if host.tiers else "-"
+
+
+def trick_lines(host: HostView) -> list[str]:
+    """Return the tricks of starts that failed once on a host."""
+    return [
+        f"started {trick_text(trick)}: revision {revision}: {why}"
+        for revision, failed in host.tricks_off.items()
+        for trick, why in failed.items()
+    ]
 
 
 def tier_lines(host: HostView) -> list[str]:

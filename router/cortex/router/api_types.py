@@ -28,6 +28,19 @@ class LastStart(Struct, frozen=True, kw_only=True):
     phases: dict[str, float]
 
 
+class StartTime(Struct, frozen=True, kw_only=True):
+    """What the last starts of a function took in one mode, on one kind of device."""
+
+    device: str
+    mode: str
+    """`fast` or `full`."""
+    version: str
+    """Of the engine."""
+    usual_s: float
+    """The median, from the worker's process to ready."""
+    starts: int
+
+
 class Measurement(Struct, frozen=True, kw_only=True):
     """A function's measured memory on one kind of device, summed over an instance's devices."""
 
@@ -92,6 +105,13 @@ class FunctionView(Struct, frozen=True, kw_only=True):
     last_start: LastStart | None = None
     expected_start_s: float | None = None
     """Duration of a start from the worker's launch, from earlier starts; None if unknown."""
+    start: str = "auto"
+    """Whether it starts fast or in full: `auto`, `fast` or `full`."""
+    start_times: tuple[StartTime, ...] = ()
+    """What its last starts took, by kind of device and mode; empty where the engine has one mode."""
+    tricks_off: tuple[tuple[str, str, str], ...] = ()
+    """Host, trick and reason, where starts go without a trick that failed once; `full`: where an instance that was
+    started fast is not replaced by a full start, because that failed."""
     vram_mb: int = 0
     """The declared memory; 0: none."""
     measured: tuple[Measurement, ...] = ()

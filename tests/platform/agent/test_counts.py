@@ -1,5 +1,6 @@
 """An agent's counters."""
 
+from cortex.functions.launch import StartMode
 from cortex.functions.lifecycle import State
 from cortex.platform.agent.counts import REGRET_S, AgentCounts
 from cortex.platform.record import DrainReason, Fleet, Instance, RouterReport, Tier, used_function
@@ -36,8 +37,20 @@ def test_a_start_is_counted_with_its_path_and_phases() -> None:
         f"cortex_starts_total {HOST} org/model fetched": 1,
         f"cortex_starts_total {HOST} org/model evicted": 1,
     }
-    phases = {s.labels[2]: sum(s.counts) for s in counts.snapshot().spreads}
+    phases = {s.labels[2]: sum(s.counts) for s in counts.snapshot().spreads if "phase" in s.name}
     assert phases == {"fetching": 1, "placing": 3, "starting": 3}
+
+
+def test_the_time_of_a_start_is_counted_by_its_mode() -> None:
+    counts = AgentCounts(HOST)
+    modes = (StartMode.FAST, StartMode.FULL, None)
+    host = a_host(*(an_instance(str(n), start_mode=m, started=1.0, ready=10.0) for n, m in enumerate(modes)))
+
+    for instance in host.instances:
+        counts.count_decision(Decision(DecisionKind.READY, "org/model", instance.id, ""), host, None, 0.0)
+
+    spreads = [s for s in counts.snapshot().spreads if s.name == "cortex_start_seconds"]
+    assert {s.labels[2]: s.sum for s in spreads} == {"fast": 9.0, "full": 9.0, "one": 9.0}
 
 
 def test_a_return_is_counted_by_its_tier_and_is_no_cold_start() -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from cortex.functions.launch import StartMode
 from cortex.functions.lifecycle import State
 from cortex.platform.record import Tier
 from cortex.platform.scheduling import ledger
@@ -57,6 +58,34 @@ def test_the_memory_beside_the_cache_is_the_highest_of_the_last_starts() -> None
     entry = after((2.0, 9200), entry=entry, cache_mb=6100)
 
     assert ledger.beside_cache_mb(entry, 1) == 3900
+
+
+def test_what_a_fast_start_holds_beside_its_cache_is_too_little_for_a_full_one() -> None:
+    fast = after((1.0, 9000), cache_mb=6000, fast=True)
+    both = after((2.0, 9500), entry=fast, cache_mb=6000)
+
+    assert [ledger.beside_cache_mb(e, 1) for e in (fast, both)] == [0, 3500]
+    assert [ledger.beside_cache_mb(e, 1, fast=True) for e in (fast, both)] == [3000, 3500]
+
+
+def test_the_usual_time_of_a_mode_is_the_median_of_its_last_starts_by_one_version() -> None:
+    entry = Entry(start_s=20.0)
+    for seconds in (34.0, 13.0, 14.0):
+        entry = ledger.with_mode(entry, StartMode.FULL, seconds, "0.26")
+
+    newer = ledger.with_mode(entry, StartMode.FULL, 40.0, "0.27")
+
+    assert [ledger.expected_s(e, StartMode.FULL) for e in (entry, newer)] == [14.0, 40.0]
+    assert [ledger.expected_s(entry, mode) for mode in (StartMode.FAST, None)] == [20.0, 20.0]
+    assert ledger.with_mode(entry, None, 1.0, "0.26") == entry
+
+
+def test_a_mode_has_the_times_of_its_last_five_starts() -> None:
+    entry = Entry()
+    for n in range(STARTS + 3):
+        entry = ledger.with_mode(entry, StartMode.FAST, float(n), "0.26")
+
+    assert entry.modes[StartMode.FAST].seconds == (3.0, 4.0, 5.0, 6.0, 7.0)
 
 
 def test_the_memory_beside_the_cache_is_per_device_and_unknown_without_its_size() -> None:

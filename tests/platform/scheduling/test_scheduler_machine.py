@@ -14,12 +14,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from msgspec.structs import replace
 
 import tests.support  # noqa: F401
+from cortex.functions.launch import StartMode
 from cortex.functions.lifecycle import LIVE, PARKED, State
 from cortex.functions.spec import Function, revision
 from cortex.platform.agent_messages import Accepted, PlacementPlan, Rejected
-from cortex.platform.record import Fleet, HostRecord, Instance, Tier, used_instance
+from cortex.platform.record import DrainReason, Fleet, HostRecord, Instance, Tier, used_instance
 from cortex.platform.scheduling.effects import Decision, Effect, Look, Park, Spawn, Stop, Wake
 from cortex.platform.scheduling.eviction import FIRST_SERVE_S
+from cortex.platform.scheduling.ledger import Entry, StartTimes
 from cortex.platform.scheduling.parking import is_leaving
 from cortex.platform.scheduling.saved_state import LocalWeights, SavedWorker
 from cortex.platform.scheduling.scheduler import REPORTS_BACK_S
@@ -40,7 +42,7 @@ RULES = Rules(drain_grace_s=20.0, start_silence_s=60.0, start_ceiling_s=200.0)
 
 SECRET = "a-secret-of-a-function"
 FUNCTIONS = {
-    f.id: replace(f, args=("--asleep-mb", "1"))
+    f.id: replace(f, args=("--asleep-mb", "1", *(("--full-load-s", "9") if f.id in ("mid", "kept", "warm") else ())))
     for f in (
         a_function("tiny", vram_mb=2, idle_after_s=5.0, env={"TOKEN": SECRET}),
         a_function("mid", vram_mb=5, priority=1, idle_after_s=100.0),
@@ -51,9 +53,7 @@ FUNCTIONS = {
         a_function("warm", vram_mb=3, min=1, idle_after_s=10.0),
     )
 }
-CHANGED = {
-    name: replace(f, args=("--asleep-mb", "1", f"--token={SECRET}", "-np", "2")) for name, f in FUNCTIONS.items()
-}
+CHANGED = {name: replace(f, args=(*f.args, f"--token={SECRET}", "-np", "2")) for name, f in FUNCTIONS.items()}
 OTHER = replace(
     a_host(
         an_instance("a-warm", function="warm", revision=revision(FUNCTIONS["warm"])),
@@ -68,6 +68,10 @@ CATALOGUES = [
     CHANGED,
     {},
 ]
+
+TWO_MODES = [FUNCTIONS[name] for name in ("mid", "kept", "warm")]
+"""Functions that start fast or in full, which takes 3 s."""
+LEDGER = {revision(f): Entry(modes={StartMode.FULL: StartTimes(version="1", seconds=(3.0,))}) for f in TWO_MODES}
 
 NAMES = st.sampled_from(list(FUNCTIONS))
 SPECS = st.sampled_from([*list(FUNCTIONS.values()) * 4, *CHANGED.values()])
@@ -112,16 +116,18 @@ class Agent(RuleBasedStateMachine):
     def begin(self, strategy: str, tiers: dict[Tier, str], ram_mb: int) -> None:
         host = a_host(devices=DEVICES, tiers=tiers, park_ram_mb=ram_mb if tiers else 0)
         self.scheduler = SchedulerDriver(host, replace(RULES, strategy=strategy), segment_events=20)
+        self.scheduler.set_ledger(LEDGER)
         self.report(0, 0, [], [])
 
     # The world.
 
-    @rule(function=SPECS, here=st.booleans(), force=st.booleans())
-    def ensure(self, function: Function, here: bool, force: bool) -> None:
+    @rule(function=SPECS, here=st.booleans(), force=st.booleans(), waits=st.booleans())
+    def ensure(self, function: Function, here: bool, force: bool, waits: bool = False) -> None:
         """A plan says beforehand what will come of it, except that it does not mind a back-off."""
         self.starts += 1
         plan = self.scheduler.plan(function, HERE if here else None, self.now)
-        answer = self.scheduler.ensure(function, HERE if here else None, f"i{self.starts}", self.now, force=force)
+        weights, waited_s = HERE if here else None, 0.1 if waits else 0.0
+        answer = self.scheduler.ensure(function, weights, f"i{self.starts}", self.now, force=force, waited_s=waited_s)
 
         assert isinstance(answer, Rejected) or answer.instance in [i.id for i in self.instances()]
         match plan, answer:
@@ -154,10 +160,18 @@ class Agent(RuleBasedStateMachine):
         """Ensure it when all that is idle may be evicted, and let everybody answer as they should."""
         self.now += FIRST_SERVE_S
         self.report(0, 1, busy, [])
-        self.ensure(function, True, False)
+        self.ensure(function, True, False, True)
         self.report(0, 1, [], [])
         self.answer_everything()
         self.answer_everything()
+
+    @rule(function=st.sampled_from(TWO_MODES), seconds=st.sampled_from([61.0, 121.0]), busy=st.sampled_from([[], [2]]))
+    def be_quiet(self, function: Function, seconds: float, busy: list[int]) -> None:
+        """Start an instance fast; then nothing else happens for a while, so a full start begins."""
+        self.bring_up(function, [])
+        for after in (seconds, 0.0, 0.0):
+            self.now += after
+            self.report(0, 1, busy, [])
 
     @rule(
         seen=st.sampled_from([0, 0, 0, 1, 3]),
@@ -301,7 +315,9 @@ class Agent(RuleBasedStateMachine):
             case "fetch_failed":
                 scheduler.fetch_failed(instance, "404", now)
             case "spawned":
-                scheduler.spawned(instance, a_process(), "http://127.0.0.1:1", now)
+                modes = {i.id: i.start_mode for i in self.instances()}
+                tricks = ("eager",) if modes.get(instance) is StartMode.FAST else ()
+                scheduler.spawned(instance, a_process(), "http://127.0.0.1:1", now, tricks=tricks)
             case "sign":
                 scheduler.sign_of_life(instance, "loading", now)
             case "answered":
@@ -395,6 +411,10 @@ class Agent(RuleBasedStateMachine):
     def check_drain(self, instance: Instance) -> None:
         if instance.why in ("cool", "superseded", "host drain"):
             return
+        if instance.reason is DrainReason.UPGRADED:
+            successors = [i for i in self.instances() if i.replaces == instance.id and i.state is State.READY]
+            assert successors or not self.in_flight(instance.id), "a request is cut for a full start"
+            return
         assert self.fleet is not None
         assert not instance.pinned
         if instance.yields_to:
@@ -418,8 +438,19 @@ class Agent(RuleBasedStateMachine):
 
     @invariant()
     def at_most_one_instance_of_a_revision_is_live(self) -> None:
-        live = [(i.function, i.revision) for i in self.instances() if i.state in LIVE]
+        live = [(i.function, i.revision) for i in self.instances() if i.state in LIVE and not self.is_spare(i)]
         assert len(live) == len(set(live))
+
+    def is_spare(self, instance: Instance) -> bool:
+        """Whether it is a full start beside the one that it is to replace."""
+        coming = instance.state in LIVE and instance.state is not State.READY
+        return coming and any(i.moves_to == instance.id and i.id == instance.replaces for i in self.instances())
+
+    @invariant()
+    def at_most_one_instance_is_replaced_at_a_time_and_none_leaves_for_that(self) -> None:
+        spares = [i for i in self.instances() if self.is_spare(i)]
+        assert len(spares) <= 1
+        assert not [i for i in spares if i.waits_for or i.start_mode is StartMode.FAST]
 
     @invariant()
     def starts_on_one_gpu_never_overlap(self) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cortex.platform.workers.compile_caches import prune
+from cortex.platform.workers.compile_caches import MOST_FOLDERS, compiled, mark, prune
 
 OLD_S = 7200.0
 
@@ -63,3 +63,31 @@ def test_a_link_out_of_the_cache_is_not_followed(tmp_path: Path) -> None:
 
 def test_a_cache_that_does_not_exist_is_pruned_without_error(tmp_path: Path) -> None:
     assert prune(tmp_path / "nowhere") == 0
+
+
+def test_a_mark_says_for_which_revision_and_settings_there_is_code(tmp_path: Path) -> None:
+    mark(tmp_path, "abc", "full")
+    mark(tmp_path, "def", "few graphs")
+
+    answers = {r: compiled(tmp_path, r, ("full", "few graphs")) for r in ("abc", "def", "ghi")}
+
+    assert answers == {"abc": ("full",), "def": ("few graphs",), "ghi": ()}
+
+
+def test_no_name_leaves_the_folder_of_the_marks(tmp_path: Path) -> None:
+    mark(tmp_path / "cache", "../../outside", "full")
+
+    assert compiled(tmp_path / "cache", "../../outside", ("full",)) == ("full",)
+    assert [p.name for p in tmp_path.iterdir()] == ["cache"]
+
+
+def test_the_marks_that_were_used_longest_ago_are_removed(tmp_path: Path) -> None:
+    for n in range(MOST_FOLDERS):
+        mark(tmp_path, str(n), "full")
+        os.utime(tmp_path / "compiled" / f"{n}-full", (n, n))
+    mark(tmp_path, "0", "full")
+
+    mark(tmp_path, "new", "full")
+
+    left = [r for r in ("0", "1", "2", "new") if compiled(tmp_path, r, ("full",))]
+    assert left == ["0", "2", "new"]

@@ -2,14 +2,20 @@
 
 import time
 
+import pytest
 from msgspec.structs import replace
 
+from cortex.functions.launch import StartMode
+from cortex.functions.lifecycle import State
+from cortex.functions.spec import Start, revision
 from cortex.platform.record import Failure, HostRecord, SilentHost
+from cortex.platform.scheduling.ledger import Entry, StartTimes
 from cortex.router.api_types import FunctionView
 from cortex.router.overview.functions import function_views
 from cortex.router.overview.snapshot import FleetSnapshot, Index
+from cortex.router.overview.wording import start_lines, start_text
 from tests.router.overview.snapshots import NOW, a_snapshot
-from tests.support.factories import a_function, a_host, an_instance
+from tests.support.factories import HOST, a_function, a_host, an_instance
 
 
 def views(snapshot: FleetSnapshot) -> list[FunctionView]:
@@ -74,3 +80,45 @@ def test_two_thousand_functions_with_an_instance_each_are_listed_in_a_fraction_o
 
     assert sum(len(view.instances) for view in listed) == 2000
     assert time.process_time() - began < 1.0
+
+
+@pytest.mark.parametrize(("start", "expected_s"), [(Start.AUTO, 9.0), (Start.FAST, 9.0), (Start.FULL, 34.0)])
+def test_what_starts_take_is_shown_by_mode_with_the_tricks_that_failed(start: Start, expected_s: float) -> None:
+    function = a_function(start=start)
+    modes = {
+        mode: StartTimes(version="0.26", seconds=(seconds,))
+        for mode, seconds in ((StartMode.FULL, 34.0), (StartMode.FAST, 9.0))
+    }
+    host = a_host(tricks_off={revision(function): {"few graphs": "it exited with 1", "full": "it crashed"}})
+    snapshot = a_snapshot(
+        function,
+        hosts=(host,),
+        ledger={f"{revision(function)}|H200": Entry(start_s=20.0, starts=2, started_at=1.0, modes=modes)},
+    )
+
+    (view,) = views(snapshot)
+
+    pinned = [] if start is Start.AUTO else [f'start = "{start}"']
+    assert view.expected_start_s == expected_s
+    assert start_lines(view) == [
+        *pinned,
+        "fast 9.0 s on H200 (1 measured, 0.26)",
+        "full 34.0 s on H200 (1 measured, 0.26)",
+        f"without 'few graphs' on {HOST}: it exited with 1",
+        f"without a full one after a fast one on {HOST}: it crashed",
+    ]
+
+
+def test_a_function_whose_starts_are_alike_has_no_lines_about_them() -> None:
+    (view,) = views(a_snapshot(a_function(), hosts=(a_host(an_instance()),)))
+
+    assert start_lines(view) == []
+    assert start_text(view.instances[0]) == ""
+
+
+def test_an_instance_shows_how_it_was_started_or_what_it_is_to_replace() -> None:
+    fast = an_instance("one", start_mode=StartMode.FAST, ready=1.0)
+    successor = an_instance("one-f", state=State.STARTING, start_mode=StartMode.FULL, replaces="one")
+    (view,) = views(a_snapshot(a_function(), hosts=(a_host(fast, successor),)))
+
+    assert [start_text(i) for i in view.instances] == ["fast", "full, to replace one"]

@@ -1,7 +1,9 @@
 """Start times predicted from earlier starts."""
 
 import pytest
+from msgspec.structs import replace
 
+from cortex.functions.launch import StartMode
 from cortex.functions.lifecycle import State
 from cortex.platform.record import Instance, Tier
 from cortex.platform.scheduling import ledger
@@ -93,3 +95,13 @@ def test_a_new_start_is_averaged_with_earlier_ones() -> None:
     twice = ledger.with_start(once, 20.0, {"starting": 20.0}, 200.0, 201.0)
 
     assert (twice.start_s, twice.starts, twice.phases, twice.started_at) == (15.0, 2, {"starting": 20.0}, 200.0)
+
+
+def test_a_start_is_expected_to_take_what_earlier_ones_in_its_mode_took() -> None:
+    entry = Entry(start_s=20.0, starts=2)
+    for mode, seconds in ((StartMode.FAST, 9.0), (StartMode.FULL, 34.0)):
+        entry = ledger.with_mode(entry, mode, seconds, "0.26")
+
+    times = {m: ready_at(replace(STARTING, start_mode=m), entry, None) for m in (StartMode.FAST, StartMode.FULL, None)}
+
+    assert times == {m: STARTING.started + s for m, s in ((StartMode.FAST, 9.0), (StartMode.FULL, 34.0), (None, 20.0))}

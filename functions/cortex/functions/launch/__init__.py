@@ -10,9 +10,10 @@ from typing import assert_never
 from cortex.functions import arguments
 from cortex.functions.launch import command, fake, llamacpp, vllm
 from cortex.functions.launch.context import CannotLaunch, Launch, LaunchContext
+from cortex.functions.launch.modes import StartMode, Trick
 from cortex.functions.spec import Engine, Function
 
-__all__ = ["CannotLaunch", "Launch", "LaunchContext", "launch"]
+__all__ = ["CannotLaunch", "Launch", "LaunchContext", "StartMode", "Trick", "fast_tricks", "launch"]
 
 
 def launch(function: Function, context: LaunchContext) -> Launch:
@@ -31,3 +32,15 @@ def launch(function: Function, context: LaunchContext) -> Launch:
             return fake.launch(function, context)
         case _:
             assert_never(function.engine)
+
+
+def fast_tricks(function: Function, version: str = "") -> tuple[Trick, ...]:
+    """Return the tricks of a fast start on a GPU, best first; none where the engine, in this version and with the
+    function's arguments, has one set of settings."""
+    match function.engine:
+        case Engine.VLLM:
+            return vllm.fast_tricks(function, version)
+        case Engine.FAKE:
+            return fake.fast_tricks(function)
+        case _:
+            return ()

@@ -1,8 +1,11 @@
 """Input and output of the engines' builders: the context of a worker on its host, and its command."""
 
+from collections.abc import Collection
 from typing import Literal
 
 from msgspec import Struct
+
+from cortex.functions.launch.modes import StartMode, Trick
 
 
 class LaunchContext(Struct, frozen=True, kw_only=True):
@@ -43,6 +46,12 @@ class LaunchContext(Struct, frozen=True, kw_only=True):
     """Whether the engine must be able to sleep."""
     adapters: tuple[str, ...] = ()
     """Files or folders of the adapters to load, in the order in which requests number them."""
+    mode: StartMode | None = None
+    """None: the engine has one set of settings."""
+    tricks_off: Collection[str] = ()
+    """Tricks that failed for this revision."""
+    compiled: Collection[str] = ()
+    """For which settings an earlier start has left compiled code in `cache`: see `Launch.compiles`."""
 
 
 class Launch(Struct, frozen=True, kw_only=True):
@@ -55,6 +64,10 @@ class Launch(Struct, frozen=True, kw_only=True):
     """Its server, a row of `servers.py`."""
     files: dict[str, str] = {}
     """Files to write before the start, readable by its user only: content by path."""
+    tricks: tuple[Trick, ...] = ()
+    """Those that it uses."""
+    compiles: str = ""
+    """The settings for which its `cache` has compiled code once it is ready; "": for none."""
 
 
 class CannotLaunch(Exception):

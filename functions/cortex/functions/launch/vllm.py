@@ -5,10 +5,12 @@ the share is always computed from the placement and passed explicitly.
 """
 
 import re
+from collections.abc import Collection
 
 from msgspec import Struct
 
 from cortex.functions.launch.context import Launch, LaunchContext, tool, visible
+from cortex.functions.launch.modes import StartMode, Trick
 from cortex.functions.spec import Function
 
 MIB_PER_GIB = 1024
@@ -22,6 +24,20 @@ highest of 0.26 on an H200, with graphs and without; later starts go by the meas
 CACHE_BYTES_SINCE = (0, 11)
 """The first version with `--kv-cache-memory-bytes`."""
 SIZING_ARGUMENTS = ("--kv-cache-memory", "--gpu-memory-utilization", "--num-gpu-blocks-override")
+
+EAGER = "--enforce-eager"
+GRAPH_ARGUMENTS = (
+    EAGER, "--no-enforce-eager", "--compilation-config", "-cc", "-O", "--optimization-level",
+    "--cudagraph-capture-sizes", "--max-cudagraph-capture-size", "--cuda-graph-sizes",
+)  # fmt: skip
+"""Arguments by which a function decides about compilation and graphs itself."""
+FEW_SIZES = ("--compilation-config", '{"cudagraph_capture_sizes":[1,2,4,8]}')
+"""Graphs for batches of up to eight requests; all versions since `FEW_SIZES_SINCE` take this form."""
+FEW_SIZES_SINCE = (0, 9)
+SIZES_HASHED_SINCE = (0, 12)
+"""The first version whose compile cache depends on the sizes of the graphs: with few of them it compiles anew."""
+SPECULATIVE = ("--speculative-config", "-sc", "--spec")
+"""Arguments with which sizes of graphs have to be multiples of a number of tokens."""
 
 
 NO_DOMAIN = "media.cortex.invalid"
@@ -105,19 +121,21 @@ def launch(function: Function, context: LaunchContext) -> Launch:
     run = tool("vllm", context)
     model = (context.weights,) if run[-1] == "serve" else ("--model", context.weights)
     on_cpu = context.device_kind == "cpu"
+    tricks = choose_tricks(function, context)
     return Launch(
         argv=(
             *run, *model,
             "--served-model-name", function.id,
             "--host", context.host,
             "--port", str(context.port),
-            "--gpu-memory-utilization", share(function, context),
-            *_cache_bytes(function, context),
+            "--gpu-memory-utilization", share(function, context, tricks),
+            *(("--kv-cache-memory-bytes", str(context.cache_mb << 20)) if Trick.KNOWN_CACHE in tricks else ()),
             *(("--tensor-parallel-size", str(function.min_devices)) if function.min_devices > 1 else ()),
             *(("--max-model-len", str(function.context)) if function.context else ()),
             *(("--dtype", function.dtype) if function.dtype else ()),
             *(("--quantization", function.quant.lower()) if function.quant else ()),
-            *(("--enforce-eager",) if on_cpu else ()),
+            *((EAGER,) if on_cpu or Trick.EAGER in tricks else ()),
+            *(FEW_SIZES if Trick.FEW_GRAPHS in tricks else ()),
             *_parsers(function),
             *(("--runner", "pooling") if function.task in ("embed", "rerank") else ()),
             *(("--chat-template", function.chat_template) if function.chat_template else ()),
@@ -138,7 +156,55 @@ def launch(function: Function, context: LaunchContext) -> Launch:
         },
         server="vllm",
         files={context.key_file: "\n".join(filter(None, (context.key, context.control_key)))},
+        tricks=tricks,
+        compiles="" if on_cpu or is_eager(function, tricks) else _compiles(context.version, tricks),
     )  # fmt: skip
+
+
+def fast_tricks(function: Function, version: str) -> tuple[Trick, ...]:
+    """Return the tricks of a fast start that this version has, and about which the function's own arguments decide
+    nothing."""
+    if _has(function, GRAPH_ARGUMENTS):
+        return ()
+    few = release(version) >= FEW_SIZES_SINCE and not _has(function, SPECULATIVE)
+    return (Trick.EAGER, *((Trick.FEW_GRAPHS,) if few else ()))
+
+
+def choose_tricks(function: Function, context: LaunchContext) -> tuple[Trick, ...]:
+    """Return the tricks of a start:
+
+    (1) the cache's size, where it is known, this version has the argument, and the function does not size the memory;
+    (2) in a fast start, few graphs if there is compiled code for them;
+    (3) else the first trick of a fast start that has not failed.
+    """
+    if context.device_kind == "cpu":
+        return ()
+    own = _has(function, SIZING_ARGUMENTS)
+    sizable = context.cache_mb and not own and release(context.version) >= CACHE_BYTES_SINCE
+    known = (Trick.KNOWN_CACHE,) if sizable and Trick.KNOWN_CACHE not in context.tricks_off else ()  # (1)
+    fast = fast_tricks(function, context.version) if context.mode is StartMode.FAST else ()
+    fast = tuple(t for t in fast if t not in context.tricks_off)
+    few = Trick.FEW_GRAPHS
+    if few in fast and _compiles(context.version, (few,)) in context.compiled:  # (2)
+        return (few, *known)
+    return (*fast[:1], *known)  # (3)
+
+
+def is_eager(function: Function, tricks: Collection[str]) -> bool:
+    """Whether an engine on a GPU makes no graphs."""
+    return EAGER in function.args or Trick.EAGER in tricks
+
+
+def _compiles(version: str, tricks: tuple[Trick, ...]) -> str:
+    """Return for which settings a start compiles, as far as the key of this version's cache tells them apart."""
+    hashed = release(version) >= SIZES_HASHED_SINCE
+    return str(Trick.FEW_GRAPHS if hashed and Trick.FEW_GRAPHS in tricks else StartMode.FULL)
+
+
+def _has(function: Function, options: tuple[str, ...]) -> bool:
+    """Whether a function's arguments have an option, in any accepted spelling."""
+    words = (w.replace("_", "-") if w.startswith("--") else w for w in function.args)
+    return any(word.startswith(options) for word in words)
 
 
 def release(version: str) -> tuple[int, int]:
@@ -170,31 +236,22 @@ def base_env(context: LaunchContext) -> dict[str, str]:
     return {**caches, **offline, **ALWAYS}
 
 
-def share(function: Function, context: LaunchContext) -> str:
+def share(function: Function, context: LaunchContext, tricks: Collection[str] = ()) -> str:
     """Return the memory that vLLM manages as a share of the device, rounded down so that the shares never exceed 1."""
     if not context.device_total_mb or not context.memory_mb:
         return "0.5"
-    of_10000 = min(9900, managed_mb(function, context) * 10_000 // context.device_total_mb)
+    of_10000 = min(9900, managed_mb(function, context, tricks) * 10_000 // context.device_total_mb)
     return f"{max(1, of_10000) / 10_000:.4f}"
 
 
-def managed_mb(function: Function, context: LaunchContext) -> int:
+def managed_mb(function: Function, context: LaunchContext, tricks: Collection[str] = ()) -> int:
     """Return the part of the placed memory that vLLM manages: without what it takes outside its share, but not less
     than it needs for one request, nor than half."""
     if context.device_kind == "cpu":
         return context.memory_mb
-    outside_mb = OUTSIDE_EAGER_MB if "--enforce-eager" in function.args else OUTSIDE_MB
+    outside_mb = OUTSIDE_EAGER_MB if is_eager(function, tricks) else OUTSIDE_MB
     least_mb = max(context.least_mb - outside_mb, context.memory_mb // 2)
     return max(context.memory_mb - outside_mb, min(context.memory_mb, least_mb))
-
-
-def _cache_bytes(function: Function, context: LaunchContext) -> tuple[str, ...]:
-    """Return the flag with the cache's size, where it is known, this version has the flag, and the function's own
-    arguments do not size the memory."""
-    own = any(word.startswith(SIZING_ARGUMENTS) for word in function.args)
-    if not context.cache_mb or own or release(context.version) < CACHE_BYTES_SINCE:
-        return ()
-    return ("--kv-cache-memory-bytes", str(context.cache_mb << 20))
 
 
 def cpu_cache_gib(context: LaunchContext) -> str:

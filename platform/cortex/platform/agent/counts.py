@@ -85,6 +85,8 @@ class AgentCounts:
         path = "fetched" if State.FETCHING in instance.phases else "evicted" if had_to_wait else launch
         meter = self._meter
         meter.count(metrics.LAUNCHES, (self._node, instance.server, launch))
+        mode = str(instance.start_mode or "one")
+        meter.observe(metrics.START, (self._node, instance.function, mode), instance.ready - instance.started)
         self._meter.count(metrics.STARTS, (self._node, instance.function, path))
         for phase, seconds in instance.phases.items():
             self._meter.observe(metrics.START_PHASE, (self._node, instance.function, phase), seconds)

@@ -16,6 +16,7 @@ import structlog
 from msgspec.structs import replace
 
 from cortex.functions.capabilities import ModelProfile
+from cortex.functions.launch import StartMode
 from cortex.functions.lifecycle import LIVE, PARKED, State
 from cortex.functions.spec import Engine, Function, revision
 from cortex.platform import clock
@@ -261,6 +262,7 @@ class HostMonitor:
                 instance=instance.id,
                 served=served,
                 cache_mb=instance.cache_mb,
+                fast=instance.start_mode is StartMode.FAST,
             )
             self._unserved.pop(instance.id, None)
             if not served:
@@ -270,6 +272,8 @@ class HostMonitor:
         if instance.phases and instance.id not in self._starts:
             start_s = instance.ready - instance.started
             entry = ledger.with_start(entry or earlier, start_s, instance.phases, instance.ready, now)
+            version = self._scheduler.record().engines.get(function.engine, "")
+            entry = ledger.with_mode(entry, instance.start_mode, start_s, version)
         new = entry is not None and await self._write(field, replace(entry, function=function.id), earlier)
         if entry is not None and new and entry.started_at >= instance.ready:
             self._starts.add(instance.id)

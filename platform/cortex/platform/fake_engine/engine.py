@@ -59,7 +59,7 @@ class FakeEngine:
         return msgspec.structs.replace(self.script, answer=GARBLED) if self._garbled else self.script
 
     async def load(self) -> None:
-        """Become ready after `load_s`, logging the progress; or crash or hang, as the script requests."""
+        """Become ready after `loading_s`, logging the progress; or crash or hang, as the script requests."""
         clock = asyncio.get_running_loop().time
         start = clock()
         while (progress := load_progress(self.script, clock() - start)) < 1:
@@ -67,11 +67,11 @@ class FakeEngine:
                 log(f"Loading weights: {progress:.0%}")
             self.progress = progress
             hangs = self.script.hang == "loading" and progress == HALF_WAY
-            await self.script_changes(within_s=None if hangs else log_interval_s(self.script.load_s))
+            await self.script_changes(within_s=None if hangs else log_interval_s(self.script.loading_s))
         if self.script.fill_log_mb:
             fill_log(self.script.fill_log_mb)
-        if self.script.crash_on_load is not None:
-            self.crash(self.script.crash_on_load)
+        if (code := self.script.crashes_on_load) is not None:
+            self.crash(code)
         self.progress = 1.0
         self.ready = True
         if not self.script.silent_load:
@@ -170,7 +170,7 @@ class Pace:
 
 def load_progress(script: Script, elapsed_s: float) -> float:
     """Return the progress of loading, from 0 to 1."""
-    share = min(1.0, elapsed_s / script.load_s) if script.load_s else 1.0
+    share = min(1.0, elapsed_s / script.loading_s) if script.loading_s else 1.0
     return min(share, HALF_WAY) if script.hang == "loading" else share
 
 

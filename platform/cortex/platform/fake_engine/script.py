@@ -26,9 +26,16 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     # Loading
     load_s: Annotated[Seconds, Meta(description="load for this long, logging progress")] = 0.0
+    full_load_s: Annotated[
+        Seconds | None, Meta(description="the same for a full start, which is one without --enforce-eager")
+    ] = None
+    enforce_eager: Annotated[bool, Meta(description="this is a fast start")] = False
     silent_load: Annotated[bool, Meta(description="log nothing while loading")] = False
     crash_on_load: Annotated[
         ExitCode | None, Meta(description="die with this exit code (1) when loading should be done")
+    ] = None
+    crash_in: Annotated[
+        Literal["fast", "full"] | None, Meta(description="do that with 1 in a start of this kind only")
     ] = None
     crash_message: Annotated[str, Meta(description="last log line of any crash")] = (
         "RuntimeError: Engine core initialization failed."
@@ -129,6 +136,17 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     refuse: Annotated[bool, Meta(description="healthy, but inference connections are closed without an answer")] = False
     leak_mb_per_request: Annotated[Amount, Meta(description="host memory to leak on each request")] = 0
     ignore_term: Annotated[bool, Meta(description="ignore SIGTERM")] = False
+
+    @property
+    def loading_s(self) -> float:
+        """How long this start loads."""
+        return self.load_s if self.enforce_eager or self.full_load_s is None else self.full_load_s
+
+    @property
+    def crashes_on_load(self) -> int | None:
+        """The exit code with which this start ends."""
+        this = "fast" if self.enforce_eager else "full"
+        return 1 if self.crash_on_load is None and self.crash_in == this else self.crash_on_load
 
 
 def with_changes(script: Script, changes: Mapping[str, object]) -> Script:

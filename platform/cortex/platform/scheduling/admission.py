@@ -17,6 +17,7 @@ from cortex.platform.scheduling.ledger import placement_mb
 from cortex.platform.scheduling.placement import Need, NoRoom, Placement, When, need, place
 from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.saved_state import LocalWeights
+from cortex.platform.scheduling.start_modes import drop, give_way, is_spare, without_spares
 from cortex.platform.scheduling.state import HostState
 from cortex.platform.scheduling.steps import abandon, close, decide, drain, fail, put, step, with_reason, without_reason
 from cortex.platform.scheduling.turns import Turn, Waiter, next_turn, reservation_id, with_reservations
@@ -101,7 +102,8 @@ def place_waiter(
     state: HostState, waiter: Waiter, now: float, *, unused_s: float = 0.0, returning: Instance | None = None
 ) -> Placement | NoRoom:
     """Place a function outside the reservations of those ahead of it in line; `returning` on its devices."""
-    host = _without(returning, with_reservations(state.record(), state.line.ahead_of(waiter)))
+    record = without_spares(state, state.record())
+    host = _without(returning, with_reservations(record, state.line.ahead_of(waiter)))
     strategy, cordoned = state.rules.strategy, state.cordoned
     return place(waiter.need, host, state.use(), now, strategy=strategy, cordoned=cordoned, unused_s=unused_s)
 
@@ -114,7 +116,8 @@ def turn_of(state: HostState, waiter: Waiter, now: float, returning: Instance | 
     functions = {**state.functions, **{reservation_id(w): w.function for w in ahead}}
     starts = {i.id: start_s(state, i.revision) for i in state.instances.values()}
     starts |= {reservation_id(w): w.start_s for w in ahead}
-    host, strategy = _without(returning, with_reservations(state.record(), ahead)), state.rules.strategy
+    record = without_spares(state, state.record())
+    host, strategy = _without(returning, with_reservations(record, ahead)), state.rules.strategy
     return next_turn(waiter, host, state.use(), functions, now, strategy=strategy, starts=starts)
 
 
@@ -136,7 +139,8 @@ def wake(state: HostState, instance: Instance, placement: Placement, now: float,
 def admit(state: HostState, instance: Instance, placement: Placement, now: float) -> None:
     """Assign a placement to an instance, and drain its victims."""
     placed = replace(instance, devices=placement.devices, memory_mb=placement.memory_mb)
-    put(state, replace(placed, memory_from=placement.memory_from, waits_for=placement.waits_for))
+    placed = put(state, replace(placed, memory_from=placement.memory_from, waits_for=placement.waits_for))
+    give_way(state, placed, now)
     for victim in map(state.instances.__getitem__, placement.evict):
         tier = placement.parks.get(victim.id)
         if protection(victim, state.use(), now, tier or Tier.STOP):  # it is in use: this is a turn
@@ -153,7 +157,11 @@ def admit(state: HostState, instance: Instance, placement: Placement, now: float
 
 
 def admit_or_fail(state: HostState, instance: Instance, now: float) -> None:
-    """Place an instance, or abandon it when there is no room."""
+    """Place an instance, or abandon it when there is no room, or when it is only to replace one that serves."""
+    if is_spare(state, instance):
+        drop(state, instance)
+        abandon(state, instance, now)
+        return
     function = state.functions[instance.id]
     returning = instance if instance.parked else None
     if returning:

@@ -34,8 +34,8 @@ SEGMENT_EVENTS = EVENTS // (SEGMENTS - 1)
 MOST_BYTES = 12 * 1024 * 1024
 """Compressed."""
 CHUNK_BYTES = 64 * 1024
-_OPTION = re.compile(r"(--[a-z][a-z0-9-]*|-[a-z]{1,3})(=|$)")
-"""The part of an argument that is the name of an option, and no secret."""
+_OPTION = re.compile(r"(--[a-z][a-z0-9_-]*|-[a-z]{1,3})(=|\.|$)|-O")
+"""The part of an argument that is the name of an option, and no secret: start modes depend on it."""
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True, tag_field="line", tag="checkpoint"):

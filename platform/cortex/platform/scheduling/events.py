@@ -159,6 +159,8 @@ class Spawned(Struct, frozen=True, tag=True):
     adapters: dict[str, int] = {}
     adapter_problems: dict[str, str] = {}
     """As in its record."""
+    tricks: tuple[str, ...] = ()
+    """Those that its start uses."""
 
 
 class SpawnFailed(Struct, frozen=True, tag=True):

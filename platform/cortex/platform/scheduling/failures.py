@@ -82,6 +82,8 @@ class Incident(Struct, frozen=True):
     died: bool = False
     """It had been ready."""
     hung: bool = False
+    serves: bool = False
+    """Its server answers, but cannot be used."""
 
 
 def evidence_in(lines: Sequence[str]) -> Evidence:

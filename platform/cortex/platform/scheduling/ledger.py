@@ -9,10 +9,12 @@ for a while, or has ended after it served.
 """
 
 from collections.abc import Collection, Iterable, Mapping
+from statistics import median
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from cortex.functions.launch import StartMode
 from cortex.functions.lifecycle import PARKED
 from cortex.platform.record import Device, Instance, Tier, used_instance
 
@@ -37,6 +39,8 @@ class Reading(Struct, frozen=True, kw_only=True):
     """KV cache on each device; 0: unknown."""
     served: bool = True
     """The instance has served long enough for the reading to include what serving takes."""
+    fast: bool = False
+    """Of a fast start, which may hold less beside its cache than a full one."""
 
 
 class Costs(Struct, frozen=True, kw_only=True):
@@ -47,6 +51,18 @@ class Costs(Struct, frozen=True, kw_only=True):
     device_mb: int = 0
     """Memory on each device that stayed."""
     ram_mb: int = 0
+
+
+class StartTimes(Struct, frozen=True, kw_only=True):
+    """Seconds of the last starts in one mode, oldest first, by one version of the engine."""
+
+    version: str
+    seconds: tuple[float, ...] = ()
+
+    @property
+    def usual_s(self) -> float:
+        """Their median; 0: there are none. The first full start compiles, and takes longer than the others."""
+        return median(self.seconds) if self.seconds else 0.0
 
 
 class Entry(Struct, frozen=True, kw_only=True):
@@ -63,6 +79,8 @@ class Entry(Struct, frozen=True, kw_only=True):
     """Seconds of the last start, by phase."""
     started_at: float = 0.0
     """When the last start ended."""
+    modes: dict[StartMode, StartTimes] = {}
+    """Of engines that start fast or in full."""
     tiers: dict[Tier, Costs] = {}
     at: float = 0.0
 
@@ -107,6 +125,7 @@ def with_memory(
     instance: str = "",
     served: bool = True,
     cache_mb: int = 0,
+    fast: bool = False,
 ) -> Entry | None:
     """Return the entry after a reading of the instance that was ready at `start` (default: a separate start), or None
     when the reading changes nothing. It counts when it is
@@ -125,7 +144,8 @@ def with_memory(
         highest = max(memory_mb, before.memory_mb)
         readings[start] = replace(before, memory_mb=highest, served=served or before.served)
     else:  # (2)
-        readings[start] = Reading(start=start, memory_mb=memory_mb, instance=instance, served=served, cache_mb=cache_mb)
+        reading = Reading(start=start, memory_mb=memory_mb, instance=instance, served=served)
+        readings[start] = replace(reading, cache_mb=cache_mb, fast=fast)
     last = tuple(sorted(readings.values(), key=lambda r: r.start)[-STARTS:])
     if start not in {r.start for r in last}:
         return None
@@ -159,12 +179,13 @@ def placement_mb(
     return entry.memory_mb if counts else 0
 
 
-def beside_cache_mb(entry: Entry | None, devices: int) -> int:
+def beside_cache_mb(entry: Entry | None, devices: int, *, fast: bool = False) -> int:
     """Return the measured memory on each device without the KV cache (weights, activations, context, graphs), the
-    highest of the last starts; 0: unknown."""
+    highest of the last starts; for one that is not `fast`, of those that were not. 0: unknown."""
     if entry is None or not devices:
         return 0
-    return max((-(-r.memory_mb // devices) - r.cache_mb for r in entry.readings if r.cache_mb), default=0)
+    readings = (r for r in entry.readings if r.cache_mb and (fast or not r.fast))
+    return max((-(-r.memory_mb // devices) - r.cache_mb for r in readings), default=0)
 
 
 def with_start(entry: Entry | None, start_s: float, phases: Mapping[str, float], ready: float, now: float) -> Entry:
@@ -173,6 +194,22 @@ def with_start(entry: Entry | None, start_s: float, phases: Mapping[str, float],
     weight = min(base.starts, 9)
     mean = (base.start_s * weight + start_s) / (weight + 1)
     return replace(base, start_s=round(mean, 3), starts=base.starts + 1, phases=dict(phases), started_at=ready, at=now)
+
+
+def with_mode(entry: Entry, mode: StartMode | None, start_s: float, version: str) -> Entry:
+    """Return the entry after one more start in a mode. Times of another version of the engine do not count."""
+    if mode is None:
+        return entry
+    before = entry.modes.get(mode)
+    seconds = before.seconds if before is not None and before.version == version else ()
+    times = StartTimes(version=version, seconds=(*seconds, round(start_s, 3))[-STARTS:])
+    return replace(entry, modes={**entry.modes, mode: times})
+
+
+def expected_s(entry: Entry, mode: StartMode | None) -> float:
+    """Return the seconds of a start in a mode: of earlier ones in it, else of all; 0: not measured."""
+    times = entry.modes.get(mode) if mode else None
+    return times.usual_s if times else entry.start_s
 
 
 def with_tiers(entry: Entry | None, instance: Instance, now: float) -> Entry | None:

@@ -19,6 +19,10 @@ class DecisionKind(enum.StrEnum):
     """An instance in use gets no new requests: the turn of another function has come."""
     PARKED = "parked"
     PARK_FAILED = "park_failed"
+    TRICK_FAILED = "trick_failed"
+    """A trick of a start, or the full start after a fast one, is not tried again."""
+    UPGRADING = "upgrading"
+    """A full start is to replace an instance that was started fast."""
     DRAINING = "draining"
     DRAIN_CANCELLED = "drain_cancelled"
     ABANDONED = "abandoned"
@@ -34,6 +38,9 @@ STAYS_DRAINED = frozenset({DrainReason.COOL, DrainReason.HOST_DRAIN})
 FOR_ROOM = frozenset({DrainReason.EVICTED, DrainReason.TURN})
 """Reasons by which an instance leaves so that another fits."""
 
+FOR_LATER = frozenset({DrainReason.IDLE, DrainReason.REHEARSAL, DrainReason.UPGRADED})
+"""Reasons that end as soon as a request is in flight."""
+
 MAY_PARK = FOR_ROOM | {DrainReason.IDLE, DrainReason.REHEARSAL, DrainReason.COOL}
 """Reasons by which an instance may keep its process. By the others it is not to return."""
 
@@ -45,5 +52,7 @@ def drain_text(reason: DrainReason, detail: str = "") -> str:
             return f"evicted for {detail}"
         case DrainReason.MOVED:
             return f"moved to {detail}"
+        case DrainReason.UPGRADED:
+            return f"replaced by {detail}, a full start" if detail else "to be started in full"
         case _:
             return str(reason)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
+from cortex.functions.launch import StartMode, Trick
 from cortex.functions.lifecycle import LIVE, State, Step
 from cortex.functions.servers import max_concurrency, server_of
 from cortex.functions.spec import Function
@@ -19,11 +20,13 @@ from cortex.platform.scheduling.ledger import WAKING, beside_cache_mb
 from cortex.platform.scheduling.parking import tier_from
 from cortex.platform.scheduling.progress import PROOF_S, Proof, is_doubtful, silence
 from cortex.platform.scheduling.reaping import reap_at
-from cortex.platform.scheduling.reasons import FOR_ROOM, DecisionKind
+from cortex.platform.scheduling.reasons import FOR_LATER, FOR_ROOM, DecisionKind
+from cortex.platform.scheduling.start_modes import mode_of
 from cortex.platform.scheduling.state import HostState, Observation
 from cortex.platform.scheduling.steps import abandon, cancel_drain, decide, drain, put, step
 from cortex.platform.scheduling.tiers import give_up, learn, leave, rehearse, shed
 from cortex.platform.scheduling.turns import REPORTED_S
+from cortex.platform.scheduling.upgrades import follow, upgrade
 
 STABLE_S = 60.0
 """An instance that was ready this long clears its function's failures."""
@@ -146,12 +149,15 @@ def _reconcile_placing(state: HostState, instance: Instance, usage: Use, now: fl
         instance = step(state, instance, Step.PLACED, now)
         state.effects.append(Wake(instance, state.functions[instance.id], tier))
         return
-    instance = step(state, instance, Step.PLACED, now)
+    waits = instance.start_mode is StartMode.FAST or usage.waiting.get(instance.function, 0) > 0
+    mode = mode_of(state, instance, waits=waits)
+    instance = step(state, replace(instance, start_mode=mode), Step.PLACED, now)
     state.cycles += 1
     # After a failed start the engine sizes its cache itself.
     failed = state.failures.of(instance.function, instance.revision) is not None
-    entry = None if failed else state.ledger.get(instance.revision)
-    beside_mb = beside_cache_mb(entry, len(instance.devices))
+    unknown = failed or Trick.KNOWN_CACHE in state.tricks_off(instance.revision)
+    entry = None if unknown else state.ledger.get(instance.revision)
+    beside_mb = beside_cache_mb(entry, len(instance.devices), fast=mode is StartMode.FAST)
     state.effects.append(Spawn(instance, state.functions[instance.id], state.weights[instance.id], beside_mb))
 
 
@@ -187,11 +193,13 @@ def _reconcile_ready(state: HostState, instance: Instance, usage: Use, now: floa
     function = state.functions.get(instance.id)
     successor = state.instances.get(instance.moves_to)
     if successor is not None and successor.state is State.READY:
-        drain(state, instance, DrainReason.MOVED, now, ", ".join(successor.devices))
+        upgraded = successor.replaces == instance.id
+        where = successor.id if upgraded else ", ".join(successor.devices)
+        drain(state, instance, DrainReason.UPGRADED if upgraded else DrainReason.MOVED, now, where)
         return
     if usage.known and function is not None:
         _reconcile_progress(state, instance, function, now)
-    if not usage.known or function is None or instance.pinned:
+    if not usage.known or function is None or upgrade(state, instance, usage, now) or instance.pinned:
         return
     if usage.in_flight.get(instance.id) and _only_silent(state, instance):
         _is_idle(state, instance, now)  # requests a look; its result counts from the next report on
@@ -245,11 +253,13 @@ def _reconcile_draining(state: HostState, instance: Instance, usage: Use, now: f
         cancel_drain(state, instance, "its room is not needed any more", now)
     elif acknowledged and not busy:
         leave(state, instance, now)
+        if state.find(instance.id, State.STOPPING):
+            follow(state, instance, now)
     elif instance.reason is DrainReason.SUPERSEDED or state.is_replaced(instance):
         return  # another serves in its place: it finishes its requests, however long that takes
     elif instance.yields_to and now < instance.deadline:
         _outlast_grace(state, instance, busy, now)
-    elif busy and instance.reason in (DrainReason.IDLE, DrainReason.REHEARSAL) and not state.is_awaited(instance.id):
+    elif busy and instance.reason in FOR_LATER and not state.is_awaited(instance.id):
         cancel_drain(state, instance, "a request is in flight", now)
     elif now >= instance.deadline:
         why = f"{busy} requests in flight" if busy else "not acknowledged by all routers"

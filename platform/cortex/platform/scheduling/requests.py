@@ -17,6 +17,7 @@ from cortex.platform.scheduling.placement import MINIMUM_YIELDS_S, NoRoom, Place
 from cortex.platform.scheduling.reasons import MAY_PARK, DecisionKind
 from cortex.platform.scheduling.reconcile import reconcile
 from cortex.platform.scheduling.saved_state import LocalWeights
+from cortex.platform.scheduling.start_modes import mode_of
 from cortex.platform.scheduling.state import HostState
 from cortex.platform.scheduling.steps import (
     cancel_drain,
@@ -149,7 +150,8 @@ def ensure(state: HostState, event: EnsureRequest, now: float) -> Accepted | Rej
         priority=function.priority,
         for_minimum=request.minimum,
     )
-    state.instances[instance.id], state.functions[instance.id] = instance, function
+    state.functions[instance.id] = function
+    instance = put(state, replace(instance, start_mode=mode_of(state, instance, waits=request.waited_s > 0)))
     if weights is None:  # (6)
         state.effects.append(Fetch(instance, function))
     else:  # (7)
@@ -241,7 +243,7 @@ def _park(state: HostState, instance: Instance, now: float) -> bool:
 
 
 def forget_failures(state: HostState, function: str) -> None:
-    """Forget a function's failures, and which tiers failed for it: its starts and its parking are tried again."""
+    """Forget a function's failures, and which tiers and tricks failed for it: all are tried again."""
     state.failures.forget(function)
     revisions = {i.revision for i in state.instances.values() if i.function == function}
     if declared := (state.catalogue or {}).get(function):
@@ -279,7 +281,7 @@ def apply_catalogue(state: HostState, event: CatalogueChanged, now: float) -> No
             state.functions[instance.id] = declared
             put(state, replace(instance, pinned=_is_pinned(state, declared), priority=declared.priority))
     state.failures.keep_only(event.functions)
-    state.switch_on(state.host.unparkable.keys() - declared_now)
+    state.switch_on((state.host.unparkable.keys() | state.host.tricks_off.keys()) - declared_now)
     reconcile(state, now)
 
 

@@ -74,6 +74,8 @@ class HostState(Struct, kw_only=True):
     """When an instance that is overdue is tried again."""
     rehearsals: dict[str, int] = {}
     """How many rehearsals of its first sleep an instance has begun."""
+    upgrades: dict[str, int] = {}
+    """How many full starts that were to replace an instance have been cancelled."""
     blind_until: float = 0.0
     in_record: bool = False
     cordoned: bool = False
@@ -159,11 +161,21 @@ class HostState(Struct, kw_only=True):
         failed = {**self.host.unparkable.get(revision, {}), tier: why}
         self.host = replace(self.host, unparkable={**self.host.unparkable, revision: failed})
 
+    def tricks_off(self, revision: str) -> dict[str, str]:
+        """Return the tricks that failed for a revision, with the reasons."""
+        return self.host.tricks_off.get(revision, {})
+
+    def switch_tricks_off(self, revision: str, tricks: Collection[str], why: str) -> None:
+        """Remember that these tricks failed for a revision."""
+        failed = {**self.tricks_off(revision), **dict.fromkeys(tricks, why)}
+        self.host = replace(self.host, tricks_off={**self.host.tricks_off, revision: failed})
+
     def switch_on(self, revisions: Collection[str]) -> None:
-        """Forget which tiers failed for these revisions."""
-        rest = {r: tiers for r, tiers in self.host.unparkable.items() if r not in revisions}
-        if rest != self.host.unparkable:
-            self.host = replace(self.host, unparkable=rest)
+        """Forget which tiers and tricks failed for these revisions."""
+        tiers = {r: failed for r, failed in self.host.unparkable.items() if r not in revisions}
+        tricks = {r: failed for r, failed in self.host.tricks_off.items() if r not in revisions}
+        if (tiers, tricks) != (self.host.unparkable, self.host.tricks_off):
+            self.host = replace(self.host, unparkable=tiers, tricks_off=tricks)
 
     def twins(self, instance: Instance) -> list[Instance]:
         """Return the other instances of the same function and revision."""

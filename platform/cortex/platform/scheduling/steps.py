@@ -54,9 +54,9 @@ def cancel_drain(state: HostState, instance: Instance, why: str, now: float) -> 
             abandon(state, twin, now)
 
 
-def stop(state: HostState, instance: Instance, now: float, reason: DrainReason | None = None) -> None:
+def stop(state: HostState, instance: Instance, now: float, reason: DrainReason | None = None, detail: str = "") -> None:
     """Stop a worker; without a reason, for the one it drains for."""
-    instance = with_reason(instance, reason) if reason else instance
+    instance = with_reason(instance, reason, detail) if reason else instance
     instance = step(state, instance, Step.STOP, now)
     _decide_end(state, DecisionKind.STOPPED, instance)
     state.effects.append(Stop(instance, state.rules.stop_grace_s))
@@ -137,7 +137,7 @@ def step(state: HostState, instance: Instance, taken: Step, now: float) -> Insta
 def put(state: HostState, instance: Instance) -> Instance:
     """Replace an instance; one that is gone is removed."""
     if instance.state is State.GONE:
-        for table in (state.instances, state.functions, state.weights, state.rehearsals):
+        for table in (state.instances, state.functions, state.weights, state.rehearsals, state.upgrades):
             table.pop(instance.id, None)
     else:
         state.instances[instance.id] = instance

@@ -17,6 +17,7 @@ from cortex.platform.scheduling.parking import (
     tiers_of,
 )
 from cortex.platform.scheduling.reasons import DecisionKind
+from cortex.platform.scheduling.start_modes import excuse
 from cortex.platform.scheduling.state import HostState
 from cortex.platform.scheduling.steps import (
     cancel_drain,
@@ -29,6 +30,7 @@ from cortex.platform.scheduling.steps import (
     stop,
     with_reason,
 )
+from cortex.platform.scheduling.upgrades import begin_again
 
 SETTLED = (State.READY, State.SLEEPING, State.FROZEN)
 """States in which no other instance depends on how much memory this one keeps."""
@@ -114,9 +116,13 @@ def shed(state: HostState, now: float) -> None:
 
 
 def give_up(state: HostState, instance: Instance, incident: Incident, now: float) -> None:
-    """Stop a worker whose start, parking or return failed. A tier that failed is no longer used for its revision; a
-    failed return does not count as a failed start."""
+    """Stop a worker whose start, parking or return failed. A tier or trick that failed is no longer used for its
+    revision; a failed return does not count as a failed start."""
     tier, returns, why = instance.parks_to, instance.state is State.STARTING, incident.reason
+    if tier is None and excuse(state, instance, incident):
+        stop(state, instance, now, DrainReason.FAILED)
+        begin_again(state, instance, now)
+        return
     if tier is None:
         fail_and_stop(state, instance, incident, now)
         return

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from cortex.functions.lifecycle import TRANSITIONS, State, Step
 from cortex.platform.record import Cause, DrainReason, FailureKind, Instance, Tier
 from cortex.platform.scheduling import events
-from cortex.platform.scheduling.admission import admit_or_fail, place_waiter, replacement, return_need, wake
+from cortex.platform.scheduling.admission import admit_or_fail, place_waiter, return_need, wake
 from cortex.platform.scheduling.effects import Reclaim
 from cortex.platform.scheduling.failures import Evidence, Incident
 from cortex.platform.scheduling.parking import is_leaving, pinned_mb
@@ -16,9 +16,11 @@ from cortex.platform.scheduling.placement import Placement
 from cortex.platform.scheduling.progress import is_hung
 from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.reconcile import PROVE_AGAIN_S, is_full, reconcile, silence_of
+from cortex.platform.scheduling.start_modes import excuse, mode_text
 from cortex.platform.scheduling.state import HostState, Observation
 from cortex.platform.scheduling.steps import decide, fail, fail_and_stop, into, phases_until, put, step
 from cortex.platform.scheduling.tiers import give_up
+from cortex.platform.scheduling.upgrades import begin_again
 
 MISSES_TO_ACT = 3
 """Consecutive health checks without an answer before the scheduler acts."""
@@ -55,7 +57,7 @@ def spawned(state: HostState, event: events.Spawned, now: float) -> None:
         process = event.process
         instance = replace(instance, pid=process.pid, boot=process.boot, process_ticks=process.ticks, url=event.url)
         instance = replace(instance, server=event.server, health_path=event.health_path, key_host=state.host.name)
-        instance = replace(instance, path=event.path, warm=event.warm, sleeps=event.sleeps)
+        instance = replace(instance, path=event.path, warm=event.warm, sleeps=event.sleeps, tricks=event.tricks)
         instance = replace(instance, adapters=event.adapters, adapter_problems=event.adapter_problems)
         put(state, replace(instance, started=now, last_sign=now))
 
@@ -63,9 +65,13 @@ def spawned(state: HostState, event: events.Spawned, now: float) -> None:
 def spawn_failed(state: HostState, event: events.SpawnFailed, now: float) -> None:
     """Reclaim what the start may have left."""
     if instance := state.find(event.instance, State.STARTING, State.STOPPING):
-        if instance.state is State.STARTING:
-            fail(state, instance, Incident(event.reason, event.kind), now)
+        incident = Incident(event.reason, event.kind)
+        excused = instance.state is State.STARTING and excuse(state, instance, incident)
+        if instance.state is State.STARTING and not excused:
+            fail(state, instance, incident, now)
         state.effects.append(Reclaim(step(state, instance, Step.EXITED, now)))
+        if excused:
+            begin_again(state, instance, now)
 
 
 def sign_of_life(state: HostState, event: events.SignOfLife, now: float) -> None:
@@ -95,7 +101,7 @@ def answered(state: HostState, event: events.Answered, now: float) -> None:
             instance = replace(instance, parks_to=None, ram_mb=pinned_mb(instance, returned))
         put(state, replace(instance, phase="", progress=None))
         path = f", {instance.path}" if instance.path not in ("", "plain") else ""
-        path = f", from {returned}" if returned else path
+        path = f", from {returned}" if returned else path + mode_text(state, instance)
         decide(state, DecisionKind.READY, instance, f"after {now - instance.started:.3f} s{path}")
         reconcile(state, now)
 
@@ -103,7 +109,7 @@ def answered(state: HostState, event: events.Answered, now: float) -> None:
 def start_failed(state: HostState, event: events.StartFailed, now: float) -> None:
     """Stop the worker."""
     if instance := state.find(event.instance, State.STARTING):
-        give_up(state, instance, Incident(event.reason, evidence=event.evidence), now)
+        give_up(state, instance, Incident(event.reason, evidence=event.evidence, serves=True), now)
 
 
 def memory_read(state: HostState, event: events.MemoryRead) -> None:
@@ -196,11 +202,14 @@ def exited(state: HostState, event: events.Exited, now: float) -> None:
         state.switch_off(instance.revision, instance.parks_to, f"the worker {event.description}")
     if instance.state is State.STARTING and instance.parks_to is None:
         kind = _kind_of_start_failure(state, instance, event.evidence)
-        again = kind is FailureKind.OUT_OF_MEMORY
         reason = f"the worker {event.description} while starting"
-        fail(state, instance, Incident(reason, kind, event.evidence), now)
-        if instance.sleeps and kind is FailureKind.CRASH:  # perhaps because of its sleep mode: the next starts without
-            state.switch_off(instance.revision, Tier.SLEEP, reason)
+        incident = Incident(reason, kind, event.evidence)
+        again = excuse(state, instance, incident)
+        if not again:
+            again = kind is FailureKind.OUT_OF_MEMORY
+            fail(state, instance, incident, now)
+            if instance.sleeps and not again:  # perhaps because of its sleep mode: the next starts without
+                state.switch_off(instance.revision, Tier.SLEEP, reason)
     elif instance.state is not State.STOPPING:
         reason = f"the worker {event.description} while it was {instance.state}"
         fail(state, instance, Incident(reason, evidence=event.evidence, died=True), now)
@@ -208,7 +217,7 @@ def exited(state: HostState, event: events.Exited, now: float) -> None:
     instance = step(state, instance, Step.EXITED, now)
     state.effects.append(Reclaim(instance))
     if again:
-        admit_or_fail(state, replacement(state, instance, "2", now), now)
+        begin_again(state, instance, now)
     reconcile(state, now)
 
 

@@ -1,16 +1,30 @@
-"""vLLM's compile caches: their number is bounded.
+"""vLLM's compile caches: for what they have code, and their number, which is bounded.
 
 vLLM makes a folder for each combination of version, model, arguments and variables, and removes none. A folder that a
 start reads is touched by reading, so the least recently used ones are removed.
+
+For what revision and settings a cache has code, its folders do not tell: an empty file in it does, a *mark*, touched
+whenever such a start is ready. There are as many marks as folders, so what is no longer marked compiles anew.
 """
 
 import contextlib
+import re
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
+
+import structlog
+
+from cortex.functions.launch import StartMode, Trick
+from cortex.platform.blocking_calls import BlockingCalls, NoAnswer
+from cortex.platform.faults import Faults
+from cortex.platform.record import Instance
+
+log = structlog.get_logger()
 
 MOST_FOLDERS = 24
 """Folders per build of vLLM, kind of device and kind of cache."""
@@ -19,9 +33,71 @@ IN_USE_S = 3600.0
 MOST_FILES = 2000
 """Files of a folder that are looked at for its last use."""
 
+PRUNE_S = 60.0
+"""Timeout of removing old folders."""
+_MARKS = "compiled"
+_UNSAFE = re.compile(r"[^a-z0-9]+")
+
+
+class CompileCaches:
+    """The compile caches of one agent's starts."""
+
+    def __init__(self, looks: BlockingCalls, faults: Faults) -> None:
+        self._looks, self._faults = looks, faults
+        self._compiling: dict[str, tuple[Path, str, str]] = {}
+        """By instance, what a start compiles that is not ready yet: cache, revision and settings."""
+
+    async def compiled(self, instance: Instance, cache: Path) -> tuple[str, ...]:
+        """Return for which settings a fast start finds compiled code; none when that cannot be read."""
+        if instance.start_mode is StartMode.FAST:
+            look = partial(compiled, cache, instance.revision, (StartMode.FULL, Trick.FEW_GRAPHS))
+            with contextlib.suppress(NoAnswer):
+                return await self._looks.look(str(cache), "compiled", look, question=instance.id)
+        return ()
+
+    def begin(self, instance: Instance, cache: Path, settings: str) -> None:
+        """Note what a start compiles; "": nothing."""
+        if settings:
+            self._compiling[instance.id] = (cache, instance.revision, settings)
+
+    async def finish(self, instance: str) -> None:
+        """Mark what a start that is ready has compiled."""
+        if (what := self._compiling.pop(instance, None)) is not None:
+            with self._faults.guard("mark compiled"), contextlib.suppress(NoAnswer):
+                await self._looks.look(str(what[0]), "mark", partial(mark, *what), question=instance)
+
+    def forget(self, instance: str) -> None:
+        """Drop what a start compiles that has ended."""
+        self._compiling.pop(instance, None)
+
+    async def prune(self, cache: Path) -> None:
+        """Remove old folders."""
+        with self._faults.guard("prune compile caches"), contextlib.suppress(NoAnswer):
+            if removed := await self._looks.look(str(cache), "prune", partial(prune, cache), within_s=PRUNE_S):
+                log.info("compile_caches_pruned", folder=str(cache), removed=removed)
+
+
+def mark(cache: Path, revision: str, settings: str) -> None:
+    """Note that an engine's cache has code for a revision with these settings (`Launch.compiles`)."""
+    folder = cache / _MARKS
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _name(revision, settings)).touch()
+    marks = sorted(folder.iterdir(), key=lambda m: m.stat().st_mtime, reverse=True)
+    for old in marks[MOST_FOLDERS:]:
+        old.unlink(missing_ok=True)
+
+
+def compiled(cache: Path, revision: str, settings: Iterable[str]) -> tuple[str, ...]:
+    """Return for which of these settings an engine's cache has code for a revision."""
+    return tuple(s for s in settings if (cache / _MARKS / _name(revision, s)).is_file())
+
+
+def _name(revision: str, settings: str) -> str:
+    return f"{_UNSAFE.sub('-', revision)}-{_UNSAFE.sub('-', settings)}"
+
 
 def prune(cache: Path, *, most: int = MOST_FOLDERS, in_use_s: float = IN_USE_S) -> int:
-    """Remove the least recently used folders of an engine's cache (`launch_context.cache`) beyond `most`. Return how
+    """Remove the least recently used folders of an engine's cache (`launch_context.cache_of`) beyond `most`. Return how
     many."""
     compiled = cache / "vllm" / "torch_compile_cache"
     now, removed = time.time(), 0

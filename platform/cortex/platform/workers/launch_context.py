@@ -1,6 +1,6 @@
 """Builds the LaunchContext, the host's side of a worker's command line. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePath
 
 from msgspec.structs import replace
@@ -35,6 +35,7 @@ def launch_context(
     control_key: str = "",
     sleeps: bool = False,
     adapters: Sequence[str] = (),
+    tricks_off: Collection[str] = (),
 ) -> LaunchContext:
     """Return the address, devices, memory and paths for an instance."""
     instance = effect.instance
@@ -55,13 +56,15 @@ def launch_context(
         version=engines.versions.get(effect.function.engine, ""),
         weights_mb=effect.weights.size_mb,
         layers=layers,
-        cache=str(cache(settings, engines, effect.function.engine, placed)),
+        cache=str(cache_of(effect, settings, engines, devices)),
         scratch=scratch,
         engine_modules=str(ENGINE_MODULES),
         key_file=f"{scratch}.key",
         control_key=control_key,
         sleeps=sleeps,
         adapters=tuple(adapters),
+        mode=instance.start_mode,
+        tricks_off=tricks_off,
     )
 
 
@@ -104,8 +107,9 @@ def cache_mb(effect: Spawn) -> int:
     return max(0, engine_mb(effect) - beside_mb, min(effect.instance.memory_mb - beside_mb, single_mb))
 
 
-def cache(settings: Agent, engines: Engines, engine: Engine, devices: Sequence[Device]) -> PurePath:
+def cache_of(effect: Spawn, settings: Agent, engines: Engines, devices: Sequence[Device]) -> PurePath:
     """Return the compile cache's folder for one build of an engine and one kind of device."""
+    engine = effect.function.engine
     build = engines.builds.get(engine, engines.versions.get(engine, ""))
-    kind = devices[0].name if devices else "cpu"
+    kind = next((d.name for d in devices if d.id in effect.instance.devices), "cpu")
     return PurePath(settings.cache_dir) / "engines" / slug(f"{engine}-{build}") / slug(kind)

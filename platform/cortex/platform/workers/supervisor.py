@@ -54,8 +54,9 @@ from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
 from cortex.platform.weights.adapters import without_failed
 from cortex.platform.weights.fetches import Fetches
-from cortex.platform.workers import cgroup, compile_caches, hardening, launch_context, log_files, process
+from cortex.platform.workers import cgroup, hardening, launch_context, log_files, process
 from cortex.platform.workers.checkpoint import Freezer
+from cortex.platform.workers.compile_caches import CompileCaches
 from cortex.platform.workers.control_keys import ControlKeys
 from cortex.platform.workers.health import HealthChecks
 from cortex.platform.workers.ports import NoPort, Ports
@@ -75,8 +76,6 @@ AGAIN_S = 2.0
 """Pause before an effect that raised is retried."""
 FREEZER_S = 5.0
 """Longest wait for the driver to answer whether it can freeze."""
-PRUNE_S = 60.0
-"""Timeout of removing old compile caches."""
 
 IMPORTS_LONG = frozenset(("vllm", "llama_cpp.server"))
 """Servers that import for seconds before they open their weights."""
@@ -100,6 +99,7 @@ class Supervisor:
         self._faults = faults or Faults()
         self.looks = disk.looks()
         self.fetches = Fetches(settings, tell, self.looks)
+        self._compile_caches = CompileCaches(self.looks, self._faults)
         self._tasks: set[asyncio.Task[None]] = set()
         self._effects: dict[tuple[str, str], asyncio.Task[None]] = {}
         """The running effect by kind and instance."""
@@ -283,6 +283,8 @@ class Supervisor:
             self._tell(events.Exited(instance.id, "was stopped before it was started"))
             return
         context = self._launch_context(effect)
+        cache = Path(context.cache)
+        context = replace(context, compiled=await self._compile_caches.compiled(instance, cache))
         command = launch(launch_context.with_local_paths(function, effect.weights), context)
         for path, content in command.files.items():
             process.write_private(Path(path), content.encode(), self._user)
@@ -308,15 +310,17 @@ class Supervisor:
                 sleeps=context.sleeps,
                 adapters={id: number for number, id in enumerate(effect.weights.adapters)},
                 adapter_problems=effect.weights.adapter_problems,
+                tricks=command.tricks,
             )
         )
+        self._compile_caches.begin(instance, cache, command.compiles)
         log.info("worker_spawned", function=function.id, instance=instance.id, pid=child.pid, path=path)
         reading = self._follow_log(function.id, instance.id, command.server, warm=warm)
         self._await(instance.id, function.id, url, command.health_path, leader, reading)
         if command.server in IMPORTS_LONG:
             self._own("read ahead", self._read_ahead(instance.id, function.id, Path(effect.weights.path)))
         if command.server == "vllm" and context.cache:
-            self._own("prune", self._prune_compile_caches(Path(context.cache)))
+            self._own("prune", self._compile_caches.prune(cache))
 
     def _launch_context(self, effect: Spawn) -> LaunchContext:
         """Return what a worker is given on this host, with a port and a temporary directory of its own."""
@@ -336,6 +340,7 @@ class Supervisor:
             scratch=str(self.scratch(instance.id)),
             layers=effect.weights.layers if launch_context.exceeds_placement(effect) else 0,
             adapters=tuple(effect.weights.adapters.values()),
+            tricks_off=self._record().tricks_off.get(instance.revision, ()),
         )
 
     def _control_key(self, instance: str) -> str:
@@ -353,12 +358,6 @@ class Supervisor:
         with self._faults.guard("read ahead"):
             done = await read_ahead(weights, lambda: self._is_starting(instance), looks=self.looks)
             log.info("weights_read_ahead", function=function, instance=instance, mb=done >> 20)
-
-    async def _prune_compile_caches(self, cache: Path) -> None:
-        with self._faults.guard("prune compile caches"), contextlib.suppress(NoAnswer):
-            prune = partial(compile_caches.prune, cache)
-            if removed := await self.looks.look(str(cache), "prune", prune, within_s=PRUNE_S):
-                log.info("compile_caches_pruned", folder=str(cache), removed=removed)
 
     async def _start_process(
         self, instance: str, command: Launch, log_path: Path, not_warm: str, cache: str
@@ -440,6 +439,7 @@ class Supervisor:
                 model = replace(served[function], cache_mb=seen.cache_mb)
                 self._tell(events.ModelDescribed(instance, model))
                 self._tell(events.Answered(instance))
+                await self._compile_caches.finish(instance)
                 return
             if served is not None:
                 await self._misfit(instance, function, served)
@@ -519,5 +519,6 @@ class Supervisor:
         """End all that a worker left, and give its port back."""
         await self._remains.clear(instance)
         self.tiers.forget(instance.id)
+        self._compile_caches.forget(instance.id)
         self._ports.release(instance.id)
         self._tell(events.Reclaimed(instance.id))

@@ -8,6 +8,7 @@ from cortex.functions.spec import Engine, Park
 from cortex.platform.record import Tier
 from cortex.platform.scheduling.parking import RAM_FACTOR
 from cortex.router.api_types import FunctionView, Health, HostView
+from cortex.router.overview.wording import trick_text
 
 FOREIGN_MB = 1024
 """Memory of a device outside cortex that is worth a warning: a desktop takes less."""
@@ -130,6 +131,18 @@ def _tiers(host: HostView) -> Iterator[Finding]:
         yield Finding("ok", f"host {host.name}", text)
 
 
+def check_starts(functions: Iterable[FunctionView]) -> Iterator[Finding]:
+    """Check that no trick of a start has failed."""
+    for f in functions:
+        for name, trick, why in f.tricks_off:
+            yield Finding(
+                "warning",
+                f.id,
+                f"its starts on {name} go {trick_text(trick)}, which failed once: {why}",
+                f"`cortex fn forget {f.id}` tries again.",
+            )
+
+
 def check_functions(router: Router, hosts: Sequence[HostView] = ()) -> Iterator[Finding]:
     """Check that every function fits some host, and that none keeps failing."""
     functions = {f.id: f for f in router.functions() if f.declared}
@@ -157,6 +170,7 @@ def check_functions(router: Router, hosts: Sequence[HostView] = ()) -> Iterator[
                 "\n    ".join([f"keeps failing: {f.failure}", *router.last_lines(f)]),
                 f"`cortex fn logs {f.id} --run previous`, then `cortex fn warm {f.id} --wait`",
             )
+    yield from check_starts(functions.values())
     yield from check_parking(functions.values(), hosts)
     if not nowhere:
         yield Finding("ok", "functions", f"{len(functions)}, each with a host that can run it")

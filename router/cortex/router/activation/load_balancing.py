@@ -78,7 +78,7 @@ def hosts_to_ask(
         if host.name in fleet.cordoned:
             continue
         same = [i for i in host.instances if (i.function, i.revision) == (function.id, rev) and i.id not in exclude]
-        has_one = any(i.state is State.READY or i.is_coming or i.rehearses for i in same)
+        has_one = any(i.state is State.READY or i.is_coming or i.comes_back for i in same)
         estimate = place(need, host, use, now, cordoned=host.name in fleet.cordoned)
         returns = min((_RETURNS.get(i.state, _NO_RETURN) for i in same), default=_NO_RETURN)
         if isinstance(estimate, NoRoom) and estimate.when is When.NEVER and not has_one and returns == _NO_RETURN:

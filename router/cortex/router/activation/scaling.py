@@ -56,7 +56,7 @@ class Scaling:
         wants: list[Want] = []
         for function in functions:
             here = [i for h in fleet.records() for i in h.instances if i.function == function.id]
-            instances = [i for i in here if i.state is State.READY or i.is_coming or i.rehearses]
+            instances = [i for i in here if i.state is State.READY or i.is_coming or i.comes_back]
             if any(i.is_coming for i in instances):  # (1)
                 continue
             if len(instances) < function.min:  # (2)

@@ -5,16 +5,17 @@ from collections.abc import Iterable
 from msgspec.structs import asdict
 
 from cortex.functions import hours
-from cortex.functions.spec import Engine, Function
+from cortex.functions.launch import StartMode
+from cortex.functions.spec import Engine, Function, Start
 from cortex.platform.record import HostRecord, Instance, Override, used_function
-from cortex.platform.scheduling.ledger import Entry, placement_mb
+from cortex.platform.scheduling.ledger import Entry, expected_s, placement_mb
 from cortex.platform.scheduling.reaping import reap_at
 from cortex.router.activation.load_balancing import blocked_by_foreign_memory
 from cortex.router.activation.waits import waits_at
 from cortex.router.api_types import FunctionView, InstanceView, Measurement
 from cortex.router.model_listing import furthest
 from cortex.router.overview.snapshot import FleetSnapshot, Index
-from cortex.router.overview.starts import fetched_at, last_start, ready_at
+from cortex.router.overview.starts import fetched_at, last_start, ready_at, start_times
 
 
 def function_views(snapshot: FleetSnapshot, index: Index) -> tuple[FunctionView, ...]:
@@ -66,7 +67,16 @@ def function_view(function: Function, snapshot: FleetSnapshot, index: Index) -> 
         overridden=tuple(k for k, v in overrides.items() if v is not None),
         last_used=snapshot.fleet.used.get(used_function(function.id)),
         last_start=last_start(revision, instances, entry),
-        expected_start_s=(entry.start_s or None) if entry else None,
+        expected_start_s=_expected_start_s(function, entry),
+        start=str(function.start),
+        start_times=tuple(
+            time for device, of in sorted(index.measured.get(revision, {}).items()) for time in start_times(device, of)
+        ),
+        tricks_off=tuple(
+            (host.name, trick, why)
+            for host in index.without_tricks.get(revision, ())
+            for trick, why in host.tricks_off[revision].items()
+        ),
         vram_mb=function.vram_mb,
         measured=tuple(
             _measurement(device, measured, function, snapshot, index)
@@ -120,6 +130,12 @@ def instance_reap_at(instance: Instance, snapshot: FleetSnapshot, index: Index) 
     """Return when an instance is reaped if it stays idle; None while it is in use or needed."""
     function = snapshot.catalogue.functions.get(instance.function)
     return reap_at(instance, function, index.usage, index.of(instance.function)) if function else None
+
+
+def _expected_start_s(function: Function, entry: Entry | None) -> float | None:
+    """Return the seconds of a start that a request waits for; None: unknown."""
+    mode = StartMode.FULL if function.start is Start.FULL else StartMode.FAST
+    return (expected_s(entry, mode) or None) if entry else None
 
 
 def _measurement(device: str, entry: Entry, function: Function, snapshot: FleetSnapshot, index: Index) -> Measurement:

@@ -57,6 +57,8 @@ class Index:
         """Why a function cannot be started on hosts where a path does not answer."""
         self.cannot_park: dict[str, list[HostRecord]] = defaultdict(list)
         """Hosts on which a revision is no longer parked in some tier."""
+        self.without_tricks: dict[str, list[HostRecord]] = defaultdict(list)
+        """Hosts on which a revision is started without some trick."""
         self.instances: dict[str, Instance] = {}
         self.in_line = places_in_line(fleet)
         self.has_foreign = any(host.foreign for host in fleet.hosts.values())
@@ -77,6 +79,8 @@ class Index:
         for name, host in fleet.hosts.items():
             for revision in host.unparkable:
                 self.cannot_park[revision].append(host)
+            for revision in host.tricks_off:
+                self.without_tricks[revision].append(host)
             for function, why in host.unreadable.items():
                 self.unreadable[function].append(f"{name}: {why}")
         for entries in self.failures.values():

@@ -1,11 +1,11 @@
 """Starts predicted from earlier starts, in total and by phase. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from cortex.functions.lifecycle import State
 from cortex.platform.record import Instance
-from cortex.platform.scheduling.ledger import Entry, returned_from, revision_of
-from cortex.router.api_types import DownloadView, LastStart
+from cortex.platform.scheduling.ledger import Entry, expected_s, returned_from, revision_of
+from cortex.router.api_types import DownloadView, LastStart, StartTime
 
 
 def by_revision(ledger: Mapping[str, Entry]) -> dict[str, Entry]:
@@ -41,11 +41,20 @@ def ready_at(instance: Instance, entry: Entry | None, fetched: float | None) -> 
     if instance.parks_to is not None:
         takes_s = instance.return_s.get(instance.parks_to, 0.0)
         return instance.started + takes_s if takes_s and instance.state is State.STARTING else None
-    if entry is None or not entry.start_s:
+    takes_s = expected_s(entry, instance.start_mode) if entry else 0.0
+    if not takes_s:
         return None
     if instance.state is State.FETCHING:
-        return None if fetched is None else fetched + entry.start_s
-    return instance.started + entry.start_s if instance.state is State.STARTING else None
+        return None if fetched is None else fetched + takes_s
+    return instance.started + takes_s if instance.state is State.STARTING else None
+
+
+def start_times(device: str, entry: Entry) -> Iterator[StartTime]:
+    """Yield what the last starts took, by mode."""
+    for mode, times in sorted(entry.modes.items()):
+        yield StartTime(
+            device=device, mode=mode, version=times.version, usual_s=times.usual_s, starts=len(times.seconds)
+        )
 
 
 def _last(at: float, phases: Mapping[str, float]) -> LastStart:

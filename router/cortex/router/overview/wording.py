@@ -2,7 +2,9 @@
 
 import re
 
+from cortex.functions.launch import StartMode
 from cortex.functions.lifecycle import PARKED
+from cortex.functions.spec import Start
 from cortex.router.api_types import EvictionCandidate, FunctionView, InstanceView
 from cortex.router.plan_types import Eviction, Move, Outcome
 
@@ -45,6 +47,28 @@ def departure(eviction: Eviction) -> str:
     """Return where an evicted instance goes, if not away, and how long its return from there took."""
     tier = [f"to {eviction.tier}"] if eviction.tier else []
     return ", ".join([*tier, *([f"back in {eviction.return_s:.1f} s"] if eviction.return_s else [])])
+
+
+def start_lines(function: FunctionView) -> list[str]:
+    """Return what starts take by mode, and what keeps one from being fast or full; nothing where all are alike."""
+    pinned = [] if function.start == Start.AUTO else [f'start = "{function.start}"']
+    times = [
+        f"{t.mode} {t.usual_s:.1f} s on {t.device} ({t.starts} measured, {t.version})" for t in function.start_times
+    ]
+    off = [f"{trick_text(trick)} on {host}: {why}" for host, trick, why in function.tricks_off]
+    return [*pinned, *times, *off] if times or off else []
+
+
+def trick_text(trick: str) -> str:
+    """Return what a trick that failed means for the next starts."""
+    return "without a full one after a fast one" if trick == StartMode.FULL else f"without '{trick}'"
+
+
+def start_text(instance: InstanceView) -> str:
+    """Return how an instance was started, as far as that is special: its mode, or what it is to replace."""
+    if instance.replaces and not instance.ready:
+        return f"full, to replace {instance.replaces}"
+    return str(instance.start_mode or "")
 
 
 def parked_text(instance: InstanceView) -> str:

@@ -11,7 +11,7 @@ from cortex.router.api_types import FunctionView, InstanceView
 from cortex.router.overview.functions import function_view
 from cortex.router.overview.snapshot import FleetSnapshot, Index
 from cortex.router.overview.traffic import traffic_total
-from cortex.router.overview.wording import parked_text, retention, step
+from cortex.router.overview.wording import parked_text, retention, start_lines, start_text, step
 from cortex.router.status.failures import trouble
 from cortex.router.status.format import key, mib, span
 from cortex.router.status.model import Details, InstanceLine, Phase, Row
@@ -91,6 +91,7 @@ def details(function: Function, snapshot: FleetSnapshot, index: Index) -> Detail
         last_used=view.last_used,
         phases=phases(view.last_start.phases) if view.last_start else (),
         phases_at=view.last_start.at if view.last_start else None,
+        starts=tuple(start_lines(view)),
     )
 
 
@@ -131,7 +132,7 @@ def _line(instance: InstanceView, host: HostRecord, function: FunctionView, inde
         if instance.state in COMING
         else parked_text(instance)
         if instance.state in PARKED
-        else instance.why,
+        else instance.why or start_text(instance),
         pid=instance.pid,
         current=instance.revision == function.revision,
     )

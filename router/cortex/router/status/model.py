@@ -300,6 +300,8 @@ class Details(Struct, frozen=True, kw_only=True):
     phases: tuple[Phase, ...] = ()
     """Phases of the last cold start."""
     phases_at: float | None = None
+    starts: tuple[str, ...] = ()
+    """What starts take by mode, and what keeps one from being fast or full."""
     pinned: bool = False
     """Whether its entry or an operator pins it."""
 
