@@ -188,7 +188,8 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Memory to keep free: RAM on a CPU host, otherwise memory of each GPU, at most half of it."""
     park_ram_mb: Count | None = None
     """RAM for the weights of idle instances that keep their process and leave their GPUs; 0: they stop instead.
-    Default: half of the RAM that is free when the agent starts."""
+    Default: half of the RAM that is free when the agent starts, by the host or by the limit of the agent's control
+    group, whichever is less."""
     heartbeat_s: Annotated[float, Meta(gt=0, le=1e9)] = 2.0
     """Interval at which the host publishes its record; without three of them it counts as gone."""
     health_s: Annotated[float, Meta(gt=0)] = 5.0

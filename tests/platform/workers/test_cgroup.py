@@ -68,3 +68,43 @@ def test_a_host_without_cgroup_v2_has_no_home_and_all_calls_are_harmless(tmp_pat
     assert groups is None
     assert argv == ["true"]
     assert cgroup.members(groups, "one") == []
+
+
+MIB = 1 << 20
+
+
+def limited(tmp_path: Path, groups: dict[str, tuple[str, int, int]]) -> int | None:
+    """Return what is free in the group `a/b`; `groups` have their limit, their use, and file caches of that, in MiB."""
+    (tmp_path / "mounts").write_text(f"cgroup2 {tmp_path}/fs cgroup2 rw 0 0\n")
+    (tmp_path / "own").write_text("0::/a/b\n")
+    for name, (limit, used_mb, cached_mb) in groups.items():
+        folder = tmp_path / "fs" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{used_mb * MIB}\n")
+        (folder / "memory.stat").write_text(f"anon 5\ninactive_file {cached_mb * MIB}\n")
+    return cgroup.free_mb(mounts=tmp_path / "mounts", own=tmp_path / "own")
+
+
+@pytest.mark.parametrize(
+    ("groups", "free_mb"),
+    [
+        ({"a/b": (str(4096 * MIB), 1000, 0)}, 3096),
+        ({"a/b": (str(4096 * MIB), 4000, 500)}, 596),
+        ({"a/b": ("max", 1000, 0)}, None),
+        ({"a/b": ("max", 1000, 0), "a": (str(2048 * MIB), 1500, 0)}, 548),
+        ({"a/b": (str(4096 * MIB), 1000, 0), "a": (str(2048 * MIB), 1000, 0)}, 1048),
+        ({"a/b": (str(1000 * MIB), 1100, 0)}, 0),
+        ({}, None),
+    ],
+)
+def test_the_memory_that_limits_leave_is_the_least_of_all_groups(
+    tmp_path: Path, groups: dict[str, tuple[str, int, int]], free_mb: int | None
+) -> None:
+    assert limited(tmp_path, groups) == free_mb
+
+
+def test_a_host_without_cgroup_v2_has_no_limit(tmp_path: Path) -> None:
+    (tmp_path / "mounts").write_text("cgroup /sys/fs/cgroup cgroup rw 0 0\n")
+
+    assert cgroup.free_mb(mounts=tmp_path / "mounts", own=tmp_path / "own") is None

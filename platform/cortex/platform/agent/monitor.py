@@ -32,7 +32,7 @@ from cortex.platform.scheduling.scheduler import Scheduler
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
 from cortex.platform.weights.model_facts import PROBE_S, ModelFacts
-from cortex.platform.workers import log_files, process
+from cortex.platform.workers import cgroup, log_files, process
 from cortex.platform.workers.supervisor import Supervisor
 
 log = structlog.get_logger()
@@ -335,7 +335,9 @@ def _has_returned(instance: Instance) -> bool:
 
 
 def _available_mb() -> int:
-    return psutil.virtual_memory().available // MIB
+    """Return the RAM that is free, and that the limits of the agent's control groups leave."""
+    free_mb, limit_mb = psutil.virtual_memory().available // MIB, cgroup.free_mb()
+    return free_mb if limit_mb is None else min(free_mb, limit_mb)
 
 
 def _on_gpu(instance: Instance) -> bool:

@@ -13,18 +13,47 @@ from pathlib import Path
 EMPTY_WITHIN_S = 2.0
 
 
-def home(mark: str, *, mounts: Path = Path("/proc/mounts"), own: Path = Path("/proc/self/cgroup")) -> Path | None:
+MOUNTS, OWN = Path("/proc/mounts"), Path("/proc/self/cgroup")
+MIB = 1 << 20
+
+
+def home(mark: str, *, mounts: Path = MOUNTS, own: Path = OWN) -> Path | None:
     """Create and return the folder for this agent's workers; None where the host does not allow it."""
+    with contextlib.suppress(OSError):
+        if (groups := _groups(mounts, own)) is not None:
+            folder = groups[0] / f"cortex-{mark}"
+            folder.mkdir(exist_ok=True)
+            return folder if (folder / "cgroup.kill").exists() else None
+    return None
+
+
+def free_mb(*, mounts: Path = MOUNTS, own: Path = OWN) -> int | None:
+    """Return how much memory the limits of this process's groups leave, without what the kernel can take back from file
+    caches; None without a limit. Workers are in the same groups."""
+    left = [mb for group in _groups(mounts, own) or () if (mb := _left_mb(group)) is not None]
+    return min(left, default=None)
+
+
+def _left_mb(group: Path) -> int | None:
+    """Return what a group's limit leaves; None without a limit."""
+    with contextlib.suppress(OSError, ValueError):
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        lines = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+        cached = next((int(value) for name, value in lines if name == "inactive_file"), 0)
+        return max(0, limit - used + cached) // MIB
+    return None  # "max", or a group without the memory controller
+
+
+def _groups(mounts: Path, own: Path) -> list[Path] | None:
+    """Return the folders of this process's group and of the groups around it; None without cgroup v2."""
     with contextlib.suppress(OSError, IndexError):
         mount = next(
             (line.split()[1] for line in mounts.read_text().splitlines() if line.split()[2] == "cgroup2"), None
         )
         path = next((x[3:] for x in own.read_text().splitlines() if x.startswith("0::")), None)
-        if mount is None or path is None:
-            return None
-        folder = Path(mount) / path.lstrip("/") / f"cortex-{mark}"
-        folder.mkdir(exist_ok=True)
-        return folder if (folder / "cgroup.kill").exists() else None
+        if mount is not None and path is not None:
+            group, top = Path(mount) / path.lstrip("/"), Path(mount)
+            return [group, *(p for p in group.parents if p == top or top in p.parents)]
     return None
 
 
