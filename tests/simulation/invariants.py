@@ -19,6 +19,7 @@ from cortex.platform.record import HostRecord, Instance, Tier, use
 from cortex.platform.record_codec import decoded
 from cortex.platform.scheduling.parking import is_leaving
 from cortex.platform.scheduling.placement import NoRoom, need, place
+from cortex.platform.scheduling.start_modes import is_spare
 from tests.simulation.machine import Machine, Worker
 from tests.simulation.processes import SimulatedAgent
 from tests.simulation.scenario import Scenario
@@ -184,6 +185,9 @@ class Invariants:
             self.world.fail(
                 "parked instances fit into the RAM for them", f"{ram_mb} MB of {record.park_ram_mb} MB are given away"
             )
+        spares = [i.id for i in record.instances if is_spare(agent.scheduler.state, i)]
+        if len(spares) > 1 or any(i.waits_for for i in record.instances if i.id in spares):
+            self.world.fail("one instance is replaced at a time, and none leaves for that", f"{record.name}: {spares}")
         for device in record.devices:
             if usage[device.id] > device.budget_mb:
                 self.world.fail(

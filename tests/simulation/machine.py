@@ -13,8 +13,10 @@ from random import Random
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from cortex.functions.launch import Launch
+from cortex.functions.launch import Launch, StartMode, fast_tricks
+from cortex.functions.launch.fake import FULL_LOAD
 from cortex.functions.spec import Function, revision
 from cortex.platform.keys import worker_key
 from cortex.platform.record import Instance, ProcessId
@@ -352,7 +354,8 @@ class System:
         machine = self.here()
         _, function, port = argv
         spec = _LAUNCHED[function]
-        worker = Worker(machine, spec, instance, int(port), machine.manner(spec))
+        manner = _in_mode(machine.manner(spec), spec, fast=bool(env["TRICKS"]))
+        worker = Worker(machine, spec, instance, int(port), manner)
         worker.devices, worker.memory_mb = tuple(env["DEVICES"].split(",")), int(env["MEMORY_MB"])
         machine.workers[worker.id.pid] = worker
         machine.on_spawn(worker)
@@ -409,8 +412,21 @@ _LAUNCHED: dict[str, Function] = {}
 def launch(function: Function, slot: Any) -> Launch:
     """Return a command that `System.spawn` understands."""
     _LAUNCHED[f"{function.id} {revision(function)}"] = function
-    env = {"DEVICES": ",".join(slot.devices), "MEMORY_MB": str(slot.memory_mb)}
-    return Launch(argv=("worker", f"{function.id} {revision(function)}", str(slot.port)), env=env, server="fake")
+    possible = fast_tricks(function) if slot.mode is StartMode.FAST else ()
+    tricks = tuple(t for t in possible if t not in slot.tricks_off)
+    env = {"DEVICES": ",".join(slot.devices), "MEMORY_MB": str(slot.memory_mb), "TRICKS": ",".join(tricks)}
+    argv = ("worker", f"{function.id} {revision(function)}", str(slot.port))
+    return Launch(argv=argv, env=env, server="fake", tricks=tricks)
+
+
+def _in_mode(manner: Manner, function: Function, *, fast: bool) -> Manner:
+    """Return how a worker behaves whose engine has a fast and a full start, as the fake engine's options have it."""
+    options = dict(arg.partition("=")[::2] for arg in function.args)
+    if FULL_LOAD not in options:
+        return manner
+    more_s = 0.0 if fast else float(options[FULL_LOAD])
+    dies = manner.dies_starting or options.get("--crash-in") == ("fast" if fast else "full")
+    return replace(manner, start_s=manner.start_s + more_s, dies_starting=dies)
 
 
 class LogFollower:

@@ -28,6 +28,7 @@ from cortex.platform.process import process_id
 from cortex.platform.record import Device, Instance, Tier
 from cortex.platform.redis_clients import Generation
 from cortex.platform.registry import RecordUnavailable, Registry
+from cortex.platform.scheduling import upgrades
 from cortex.platform.settings import Agent as AgentSettings
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
@@ -324,6 +325,10 @@ def substitutions(
         (tiers, "process", system),
         (tiers, "MOVE_S", 10.0),  # like the bounds of `agent_settings`: a run lasts a minute
         (monitor, "host_tiers", tiers_of),
+        (upgrades, "QUIET_S", 2.0),
+        (upgrades, "STEADY_S", 4.0),
+        (upgrades, "LONG_IDLE_S", 6.0),
+        (upgrades, "UNMEASURED_S", 5.0),
         (disk, "looks", Looks),
         (disk, "weights", system.weights),
         (shutil, "rmtree", lambda *_args, **_kwargs: None),

@@ -137,6 +137,8 @@ def scenario(seed: int, *, active_s: float = 14.0) -> Scenario:
     parks = {f: _parking(parking) for f in sorted(functions) if park_ram_mb and parking.random() < 0.8}
     functions = {f: replace(spec, park=Park.SLEEP) if f in parks else spec for f, spec in functions.items()}
     edited = {f: replace(spec, park=Park.SLEEP) if f in parks else spec for f, spec in edited.items()}
+    if not has_old_record:
+        functions, edited = _with_modes(Random(f"start modes {seed}"), functions, edited)
     return Scenario(
         seed=seed,
         park_ram_mb=park_ram_mb,
@@ -155,6 +157,21 @@ def scenario(seed: int, *, active_s: float = 14.0) -> Scenario:
         ends=active_s + settle_s,
         rests=rests,
     )
+
+
+def _with_modes(
+    random: Random, functions: dict[str, Function], edited: dict[str, Function]
+) -> tuple[dict[str, Function], dict[str, Function]]:
+    """Return the functions, some with engines that start fast or in full, and perhaps crash in one of the two."""
+    if random.random() < 0.6:
+        return functions, edited
+    args: dict[str, tuple[str, ...]] = {}
+    for name in sorted(functions):
+        full = (f"--full-load-s={random.choice((2.5, 5.0))}",) if random.random() < 0.7 else ()
+        crash = random.choice(("", "", "", "fast", "full"))
+        args[name] = (*full, f"--crash-in={crash}") if full and crash else full
+    functions = {f: replace(spec, args=(*spec.args, *args[f])) for f, spec in functions.items()}
+    return functions, {f: replace(spec, args=(*spec.args, *args[f])) for f, spec in edited.items()}
 
 
 def _parking(random: Random) -> Parking:
