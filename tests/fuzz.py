@@ -45,12 +45,14 @@ CHAT: dict[str, Any] = {
         "response_format": {"type": "object"},
     },
 }
+STATE: dict[str, Any] = {name: {} for name in ("store", "background", "previous_response_id", "conversation", "stream")}
 BODIES: dict[str, Any] = {
     "/v1/chat/completions": CHAT,
     "/v1/messages": CHAT,
     "/v1/messages/count_tokens": CHAT,
     "/v1/completions": {"type": "object", "required": ["model"], "properties": {"model": NAMES, "prompt": {}}},
-    "/v1/responses": {"type": "object", "required": ["model"], "properties": {"model": NAMES, "input": {}}},
+    "/v1/responses": {"type": "object", "required": ["model"], "properties": {"model": NAMES, "input": {}, **STATE}},
+    "/v1/conversations": {"type": "object", "properties": {"items": {}, "metadata": {}}},
     "/v1/embeddings": {"type": "object", "required": ["model"], "properties": {"model": NAMES, "input": {}}},
     "/v1/rerank": {"type": "object", "required": ["model"], "properties": {"model": NAMES, "documents": {}}},
     "/v2/rerank": {"type": "object", "required": ["model"], "properties": {"model": NAMES, "documents": {}}},

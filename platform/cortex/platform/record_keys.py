@@ -82,6 +82,18 @@ class RecordKeys:
         """Return the keys of an API key's buckets and tickets, with one hash tag, for one node of a cluster."""
         return [f"{self.prefix}:quota:{{{key}}}", f"{self.prefix}:tickets:{{{key}}}"]
 
+    def responses(self, owner: str) -> list[str]:
+        """Return the index of an owner's stored responses and conversations, by expiry, and their sizes."""
+        return [f"{self.prefix}:responses:{{{owner}}}", f"{self.prefix}:responses:sizes:{{{owner}}}"]
+
+    def response(self, name: str) -> str:
+        """Return the key of a stored response or conversation; the name has its owner and its id."""
+        return f"{self.prefix}:response:{name}"
+
+    def response_run(self, name: str) -> str:
+        """Return the key of the lease of a response that is made in the background."""
+        return f"{self.prefix}:response:run:{name}"
+
     def usage(self, day: str) -> list[str]:
         """Return the keys of a day's usage, by hour and of the whole day; the day is like 2026-01-31."""
         return [f"{self.prefix}:usage:{kind}:{day}" for kind in ("hours", "day")]

@@ -62,6 +62,12 @@ class Gateway(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cors_origins: tuple[Annotated[str, Meta(pattern=ORIGIN)], ...] = ()
     """Origins, such as `https://app.example`, whose pages may read answers below `/v1`, `/v2` and `/api`, with an API
     key in a header; `*`: any. Default: none."""
+    responses_ttl_s: Annotated[int, Meta(ge=0)] = 0
+    """How long `/v1/responses` stores answers and conversations, encrypted under the caller's API key in Redis, in
+    seconds. 0: it stores none."""
+    responses_mb: Positive = 64
+    """Stored answers of one API key, in MiB; above it, the oldest are deleted. One with its input takes a quarter at
+    most."""
     root_path: Annotated[str, Meta(pattern=ROOT_PATH)] = ""
     """The path below which a proxy serves this router, such as `/cortex`. The proxy may pass it on or remove it."""
     tls_cert: str = ""

@@ -27,6 +27,7 @@ from cortex.platform.name_lookups import NameLookups
 from cortex.platform.quota import Quota
 from cortex.platform.record import Instance
 from cortex.platform.registry import RecordUnavailable, Registry
+from cortex.platform.response_record import ResponseRecord
 from cortex.platform.serving import systemd
 from cortex.platform.settings import Settings
 from cortex.platform.usage_record import UsageRecord
@@ -67,6 +68,7 @@ from cortex.router.request.probe import Probe
 from cortex.router.request.prompt_cache import CacheSalts
 from cortex.router.request.remote_images import RemoteImages
 from cortex.router.request.request_record import RequestRecords, each
+from cortex.router.request.stored_responses import StoredResponses
 from cortex.router.request.substitutes import Substitutes
 from cortex.router.request.upload import Uploads
 from cortex.router.request.upstream import Upstream
@@ -85,6 +87,7 @@ from cortex.router.routes import (
     models,
     ollama,
     requests,
+    responses,
     usage,
     weights,
 )
@@ -147,6 +150,9 @@ def create_app(settings: Settings) -> Dispatcher:
         RemoteImages(),
         Intake(gateway.max_body_mb * 1024 * 1024),
     )
+    stored = StoredResponses(
+        ResponseRecord(registry, gateway.responses_ttl_s, gateway.responses_mb * 1024 * 1024), intake
+    )
     admission = Admission(view, activator, in_flight, gateway.batch_quiet_s)
     history = History(registry)
     substitutes = Substitutes(history)
@@ -204,7 +210,7 @@ def create_app(settings: Settings) -> Dispatcher:
             yield
         finally:
             await cancelled(tasks)
-            for part in (activator, peers, deaths):
+            for part in (stored, activator, peers, deaths):
                 await part.close()
             with contextlib.suppress(RecordUnavailable):
                 await reporter.sign_off()
@@ -240,6 +246,7 @@ def create_app(settings: Settings) -> Dispatcher:
             health,
             root,
             *admin.routes(catalogue, sources, planner, operations, decision_log),
+            *responses.routes(stored),
             *requests.routes(catalogue, peers, decision_log),
             *login.routes(key_ring, sessions, gateway.root_path),
             *status.routes(catalogue, sources, planner, worker_logs),
@@ -261,7 +268,7 @@ def create_app(settings: Settings) -> Dispatcher:
         logging_config=None,
     )  # fmt: skip
     entrance = Entrance(exchanges, intake, Uploads(gateway.max_upload_mb * 1024 * 1024, intake.memory), rate_limiter)
-    table = inference.routes(entrance, images, CacheSalts(key_ring, token)) | media.routes(entrance)
+    table = inference.routes(entrance, images, CacheSalts(key_ring, token), stored) | media.routes(entrance)
     table |= ollama.handlers(ollama_models, intake)
     return Dispatcher(table, rest, guard, rejections, CrossOrigin(gateway.cors_origins), audit_log, gateway.root_path)
 

@@ -16,6 +16,8 @@ RequestError
 ├── InstanceNotFound    use an instance that a host reports
 ├── RequestNotFound     use the id of a live or recent request
 ├── SharedRequestId     name the key as well: requests of several keys have this id
+├── ResponseNotFound    use the id of a response or conversation that this key stored and that has not expired
+├── TooManyRuns         retry when another of the key's responses in the background is complete
 ├── KeyNotFound         use an existing API key's name or id
 ├── KeyNameTaken        use another name, or rotate the existing key
 ├── FileNotStored       use the id of one of the key's own files
@@ -135,6 +137,25 @@ class RequestNotFound(RequestError):
 
     def __init__(self, id: str) -> None:
         super().__init__(f"no live or recent request has the id {id[:128]!r}")
+
+
+class ResponseNotFound(RequestError):
+    """This key has stored no response or conversation with that id, or it has expired."""
+
+    kind, code = Kind.UNKNOWN_PATH, "response_not_found"
+
+    def __init__(self, id: str, param: str | None = None, why: str = "") -> None:
+        noun = "Conversation" if id.startswith("conv_") else "Response"
+        super().__init__(f"{noun} with id {id[:128]!r} not found{why}", param=param)
+
+
+class TooManyRuns(RequestError):
+    """The key's responses in the background are at their limit on this router worker."""
+
+    kind = Kind.RATE_LIMITED
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"this key makes the allowed {most} responses in the background", retry_after=5)
 
 
 class SharedRequestId(RequestError):

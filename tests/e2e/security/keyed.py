@@ -91,10 +91,12 @@ class Keyed:
 
 
 @contextlib.contextmanager
-def started(folder: Path, workers: int = 2, catalogue: str = CATALOGUE) -> Iterator[Keyed]:
+def started(
+    folder: Path, workers: int = 2, catalogue: str = CATALOGUE, env: Mapping[str, str] | None = None
+) -> Iterator[Keyed]:
     """Run one."""
     with own_redis(folder) as redis_url:
-        stack = Stack(folder, catalogue, workers=workers, env={"CORTEX_REDIS_URL": redis_url})
+        stack = Stack(folder, catalogue, workers=workers, env={"CORTEX_REDIS_URL": redis_url, **(env or {})})
         try:
             keyed = Keyed(stack, redis_url)
             keyed.everywhere("inference", 200)

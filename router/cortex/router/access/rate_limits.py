@@ -24,7 +24,7 @@ from cortex.router.dialects.core.errors import Dialect
 from cortex.router.dialects.media import PATHS
 from cortex.router.errors import OverLimits, TooManyAnswers
 from cortex.router.fleet_view import FleetView
-from cortex.router.request.http_answer import Answering, Client
+from cortex.router.request.http_answer import Answering, Client, PassingClient
 from cortex.router.request.request_record import RequestRecord
 
 log = structlog.get_logger()
@@ -178,38 +178,13 @@ class Share:
             tokens = 0
 
 
-class _LimitedClient:
+class _LimitedClient(PassingClient):
     """A client whose answer has rate headers. `settle` is awaited before the last byte, because the client may send its
     next request at once."""
 
     def __init__(self, client: Client, headers: Headers, settle: Callable[[], Awaitable[None]]) -> None:
-        self._client, self._headers, self._settle = client, headers, settle
-        self.write, self.drain = client.write, client.drain
-        self.hold_back, self.abort = client.hold_back, client.abort
-
-    @property
-    def on_lost(self) -> Callable[[], None] | None:
-        return self._client.on_lost
-
-    @on_lost.setter
-    def on_lost(self, call: Callable[[], None] | None) -> None:
-        self._client.on_lost = call
-
-    @property
-    def on_writable(self) -> Callable[[], None] | None:
-        return self._client.on_writable
-
-    @on_writable.setter
-    def on_writable(self, call: Callable[[], None] | None) -> None:
-        self._client.on_writable = call
-
-    @property
-    def is_lost(self) -> bool:
-        return self._client.is_lost
-
-    @property
-    def is_full(self) -> bool:
-        return self._client.is_full
+        super().__init__(client)
+        self._headers, self._settle = headers, settle
 
     async def send(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
         await self._settle()

@@ -29,6 +29,58 @@ class Client(Protocol):
     def abort(self) -> None: ...
 
 
+class PassingClient:
+    """A client that passes everything on to another one. Subclasses change a part of it."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    @property
+    def on_lost(self) -> Callable[[], None] | None:
+        return self._client.on_lost
+
+    @on_lost.setter
+    def on_lost(self, call: Callable[[], None] | None) -> None:
+        self._client.on_lost = call
+
+    @property
+    def on_writable(self) -> Callable[[], None] | None:
+        return self._client.on_writable
+
+    @on_writable.setter
+    def on_writable(self, call: Callable[[], None] | None) -> None:
+        self._client.on_writable = call
+
+    @property
+    def is_lost(self) -> bool:
+        return self._client.is_lost
+
+    @property
+    def is_full(self) -> bool:
+        return self._client.is_full
+
+    async def drain(self) -> None:
+        await self._client.drain()
+
+    async def send(self, status: int, headers: Headers, body: bytes) -> None:
+        await self._client.send(status, headers, body)
+
+    def start(self, status: int, headers: Headers) -> None:
+        self._client.start(status, headers)
+
+    def write(self, data: bytes) -> None:
+        self._client.write(data)
+
+    async def end(self) -> None:
+        await self._client.end()
+
+    def hold_back(self) -> None:
+        self._client.hold_back()
+
+    def abort(self) -> None:
+        self._client.abort()
+
+
 Answering = Callable[[Client], Awaitable[None]]
 """Answers one request."""
 

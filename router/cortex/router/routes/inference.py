@@ -35,6 +35,7 @@ from cortex.router.request.model_traits import TraitsCache
 from cortex.router.request.prompt_cache import CacheSalts
 from cortex.router.request.remote_images import RemoteImages
 from cortex.router.request.request_record import COUNT_TOKENS, RequestRecord
+from cortex.router.request.stored_responses import Plan, StoredResponses
 from cortex.router.request.substitutes import conversation_of
 from cortex.router.request.token_count import Count, TokenCount
 from cortex.router.request.tokenizer import Tokenizer
@@ -57,7 +58,7 @@ class _Peek(Struct, frozen=True):
     keep_alive: float | str | None = None
 
 
-def routes(entrance: Entrance, images: RemoteImages, salts: CacheSalts) -> dict[str, Handler]:
+def routes(entrance: Entrance, images: RemoteImages, salts: CacheSalts, stored: StoredResponses) -> dict[str, Handler]:
     """Return the inference routes of a router, by path. All are POST."""
     exchanges, intake = entrance.exchanges, entrance.intake
     receive, exchange_of = entrance.receive, entrance.exchange_of
@@ -85,13 +86,15 @@ def routes(entrance: Entrance, images: RemoteImages, salts: CacheSalts) -> dict[
             return replace(routing, model=untagged(routing.model))
         return routing
 
-    async def generation(request: Incoming, kind: Dialect, body: bytes, share: Share) -> Answering:
+    async def generation(
+        request: Incoming, kind: Dialect, body: bytes, share: Share, plan: Plan | None = None
+    ) -> Answering:
         started = time.monotonic()
         routing = await peek(kind, body)
         name = routing.model
         who = request.caller
         target = catalogue.resolve_for(name, who)
-        unique, created, headers = unique_id(), int(time.time()), request.headers
+        unique, created, headers = plan.unique if plan else unique_id(), int(time.time()), request.headers
 
         async def parse(target: Target) -> Call:
             """Parse the request for a target."""
@@ -100,7 +103,7 @@ def routes(entrance: Entrance, images: RemoteImages, salts: CacheSalts) -> dict[
             content = await images.inlined(body) if function.remote_images else body
             able = traits(target, kind)
             salt = salts.of(function, who)
-            native_dialect = native.native_dialect(function, kind, cache_is_shared=not salt)
+            native_dialect = None if plan else native.native_dialect(function, kind, cache_is_shared=not salt)
 
             def translate() -> tuple[dialect.ParsedRequest, bytes]:
                 parsed = (
@@ -117,6 +120,8 @@ def routes(entrance: Entrance, images: RemoteImages, salts: CacheSalts) -> dict[
                 reply = replace(reply, model=function.id)  # same dialect: the answer passes through unchanged
             elif isinstance(reply, responses.Reply | ollama.Reply):
                 reply = reply.timed(time.time)
+            if plan is not None and isinstance(reply, responses.Reply):
+                reply = plan.reply = reply.stored(plan.state)
             return Call(
                 dialect=kind,
                 path=native.PATHS[native_dialect] if native_dialect else COMPLETIONS if parsed.completes else CHAT,
@@ -212,7 +217,24 @@ def routes(entrance: Entrance, images: RemoteImages, salts: CacheSalts) -> dict[
 
     async def responses_(request: Incoming) -> Answering:
         """Responses: OpenAI's newer dialect, streamed or not."""
-        return await serve_generation(request, "responses")
+        plan: Plan | None = None
+
+        async def read(body: bytes, share: Share) -> Answering:
+            nonlocal plan
+            plan = await stored.plan(request, body)
+            if plan is None:
+                return await generation(request, "responses", body, share)
+            try:
+                answering = await generation(request, "responses", plan.body, share, plan)
+                if plan.state.background:
+                    await stored.begin(plan)
+            except BaseException:
+                plan.held.release()
+                raise
+            return plan.held.held_by(answering)
+
+        answering = await receive(request, "responses", read)
+        return answering if plan is None else stored.answering(plan, answering, request.id)
 
     async def messages_(request: Incoming) -> Answering:
         """Chat: Anthropic's dialect, streamed or not."""

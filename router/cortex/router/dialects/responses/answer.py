@@ -14,7 +14,8 @@ from cortex.router.dialects.core.chunks import Ending, Plain, Tokens
 from cortex.router.dialects.core.content_blocks import Block, blocks_of
 from cortex.router.dialects.responses.tools import ToolDeclaration
 
-Status = Literal["in_progress", "completed", "incomplete", "failed"]
+Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
+"""The first and the last are those of stored responses alone."""
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
@@ -117,7 +118,8 @@ class Echo(msgspec.Struct, kw_only=True, frozen=True):
     frequency_penalty: float
     presence_penalty: float
     service_tier: str = "default"
-    previous_response_id: None = None
+    previous_response_id: str | None = None
+    conversation: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
     store: bool = False
 
 

@@ -21,6 +21,7 @@ from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.responses import answer as responses_answer
 from cortex.router.dialects.responses.answer import Answer, Echo
 from cortex.router.dialects.responses.input import Reader
+from cortex.router.dialects.responses.stored import State
 from cortex.router.dialects.responses.stream import ResponsesMachine
 from cortex.router.dialects.responses.tools import ToolDeclaration, Tools
 
@@ -96,6 +97,17 @@ class Reply(msgspec.Struct, frozen=True):
     def timed(self, clock: Callable[[], float]) -> "Reply":
         """Return the reply with a clock for `completed_at`."""
         return Reply(msgspec.structs.replace(self.answer, clock=clock))
+
+    def stored(self, state: State) -> "Reply":
+        """Return the reply to a request whose answer is stored."""
+        echo = msgspec.structs.replace(
+            self.answer.echo,
+            store=True,
+            background=state.background,
+            previous_response_id=state.previous_response_id,
+            conversation={"id": state.conversation} if state.conversation else msgspec.UNSET,
+        )
+        return Reply(msgspec.structs.replace(self.answer, echo=echo))
 
     def fitted(self, max_tokens: int | None, input_tokens: int | None) -> "Reply":
         """Return the reply to the request with the tokens of its prompt."""

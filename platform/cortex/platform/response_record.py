@@ -1,0 +1,138 @@
+"""Stored responses and conversations in Redis: encrypted values with a lifetime, and a bound per owner.
+
+A response is a string, a conversation a list to which each turn is appended, so that two turns at a time lose nothing.
+An index has the owner's ids by expiry. A write deletes the oldest of them while their sizes exceed the bound.
+"""
+
+from typing import Literal
+
+from cortex.platform.registry import Registry
+from cortex.platform.response_cipher import ResponseCipher, Unreadable
+
+LEASE_S = 15
+"""How long a response under way outlives its router."""
+MOST_TURNS = 1000
+"""Turns of one conversation."""
+
+Write = Literal["set", "replace", "create", "append"]
+"""`replace` and `append` change what exists only: what was deleted meanwhile stays deleted."""
+
+_WRITE = """
+-- KEYS: the value, the index by expiry, the sizes.
+-- ARGV: 1 set, replace, create or append; 2 the id; 3 the value; 4 its lifetime in s; 5 the bound in bytes;
+--       6 what precedes an id in the keys of values; 7 the most members of a list.
+local now = tonumber(redis.call('TIME')[1])
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now)) do
+  redis.call('ZREM', KEYS[2], id)
+  redis.call('HDEL', KEYS[3], id)
+end
+local old = ARGV[1] == 'replace' or ARGV[1] == 'append'
+if old and redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+if ARGV[1] == 'append' and redis.call('LLEN', KEYS[1]) >= tonumber(ARGV[7]) then return 0 end
+if ARGV[1] == 'set' or ARGV[1] == 'replace' then
+  redis.call('SET', KEYS[1], ARGV[3])
+  redis.call('HSET', KEYS[3], ARGV[2], #ARGV[3])
+else
+  redis.call('RPUSH', KEYS[1], ARGV[3])
+  redis.call('HINCRBY', KEYS[3], ARGV[2], #ARGV[3])
+end
+redis.call('ZADD', KEYS[2], now + ARGV[4], ARGV[2])
+for i = 1, 3 do redis.call('EXPIRE', KEYS[i], ARGV[4]) end
+local total = 0
+for _, size in ipairs(redis.call('HVALS', KEYS[3])) do total = total + size end
+while total > tonumber(ARGV[5]) do
+  local oldest = redis.call('ZRANGE', KEYS[2], 0, 0)[1]
+  if not oldest or oldest == ARGV[2] then break end
+  total = total - (tonumber(redis.call('HGET', KEYS[3], oldest)) or 0)
+  redis.call('DEL', ARGV[6] .. oldest)
+  redis.call('ZREM', KEYS[2], oldest)
+  redis.call('HDEL', KEYS[3], oldest)
+end
+return 1
+"""
+_READ = "return redis.call('GET', KEYS[1])"
+_READ_LIST = "return redis.call('LRANGE', KEYS[1], 0, -1)"
+_DELETE = """
+-- KEYS: the value, the index, the sizes. ARGV[1]: the id.
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('HDEL', KEYS[3], ARGV[1])
+return redis.call('DEL', KEYS[1])
+"""
+_LEASE = """
+-- Begin or renew a lease, and return what it says. KEYS[1] the lease; ARGV: its lifetime in s, '1' to begin.
+if ARGV[2] == '1' then redis.call('SET', KEYS[1], 'run', 'EX', ARGV[1]) else redis.call('EXPIRE', KEYS[1], ARGV[1]) end
+return redis.call('GET', KEYS[1])
+"""
+_CANCEL = """
+-- Say in a lease that its response is cancelled; 0 if there is none. ARGV[1]: its lifetime in s.
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+redis.call('SET', KEYS[1], 'cancel', 'EX', ARGV[1])
+return 1
+"""
+_END = "return redis.call('DEL', KEYS[1])"
+
+
+class ResponseRecord:
+    """Writes and reads the values of owners. Every call raises RecordUnavailable."""
+
+    def __init__(self, registry: Registry, ttl_s: int, most_bytes: int) -> None:
+        self.ttl_s, self.most_bytes = ttl_s, most_bytes
+        self._names = registry.names
+        self._write, self._read, self._read_list = (registry.script(s) for s in (_WRITE, _READ, _READ_LIST))
+        self._delete, self._lease, self._cancel, self._end = (
+            registry.script(s) for s in (_DELETE, _LEASE, _CANCEL, _END)
+        )
+
+    async def write(self, cipher: ResponseCipher, id: str, value: bytes, how: Write) -> bool:
+        """Write a value; False: there is nothing to replace, or the conversation is full."""
+        keys = [self._names.response(_name(cipher, id)), *self._names.responses(cipher.owner)]
+        prefix = self._names.response(_name(cipher, ""))
+        sealed = cipher.encrypt(id, value)
+        return bool(await self._write(keys, [how, id, sealed, self.ttl_s, self.most_bytes, prefix, MOST_TURNS]))
+
+    async def read(self, cipher: ResponseCipher, id: str) -> bytes | None:
+        """Return a value; None: there is none that this key can read."""
+        sealed = await self._read([self._names.response(_name(cipher, id))], [])
+        return _opened(cipher, id, sealed) if isinstance(sealed, bytes) else None
+
+    async def read_list(self, cipher: ResponseCipher, id: str) -> list[bytes]:
+        """Return the members of a list; none: there is none that this key can read."""
+        members = await self._read_list([self._names.response(_name(cipher, id))], [])
+        values = [_opened(cipher, id, member) for member in members]
+        return [value for value in values if value is not None]
+
+    async def delete(self, cipher: ResponseCipher, id: str) -> bool:
+        """Delete a value; False: there was none."""
+        keys = [self._names.response(_name(cipher, id)), *self._names.responses(cipher.owner)]
+        return bool(await self._delete(keys, [id]))
+
+    async def begin(self, cipher: ResponseCipher, id: str) -> None:
+        """Begin the lease of a response that is made in the background."""
+        await self._lease([self._names.response_run(_name(cipher, id))], [LEASE_S, 1])
+
+    async def is_cancelled(self, cipher: ResponseCipher, id: str) -> bool:
+        """Renew a lease, and return whether its response was cancelled."""
+        return bool(await self._lease([self._names.response_run(_name(cipher, id))], [LEASE_S, 0]) == b"cancel")
+
+    async def runs(self, cipher: ResponseCipher, id: str) -> bool:
+        """Whether a response has a lease."""
+        return await self._read([self._names.response_run(_name(cipher, id))], []) is not None
+
+    async def cancel(self, cipher: ResponseCipher, id: str) -> bool:
+        """Have the router of a response cancel it; False: none makes it."""
+        return bool(await self._cancel([self._names.response_run(_name(cipher, id))], [LEASE_S]))
+
+    async def end(self, cipher: ResponseCipher, id: str) -> None:
+        """End a lease."""
+        await self._end([self._names.response_run(_name(cipher, id))], [])
+
+
+def _name(cipher: ResponseCipher, id: str) -> str:
+    return f"{{{cipher.owner}}}:{id}"
+
+
+def _opened(cipher: ResponseCipher, id: str, sealed: bytes) -> bytes | None:
+    try:
+        return cipher.decrypt(id, sealed)
+    except Unreadable:
+        return None

@@ -1,0 +1,430 @@
+"""Responses that are stored, and made in the background: `/v1/responses` with state.
+
+A plan says what a request continues and what is kept of its answer. The answer is written before its last byte is sent,
+so that a client's next request finds it. One in the background is a task of this worker: its client may leave, and it
+holds a lease in Redis while it is under way, by which other workers see that it lives, or have it cancelled. A response
+without a lease whose end is missing has failed: its router died.
+
+Values are encrypted under the caller's API key, so requests without one store nothing.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from cortex.platform.api_keys import ANONYMOUS, Principal
+from cortex.platform.cancel import cancelled
+from cortex.platform.registry import RecordUnavailable
+from cortex.platform.response_cipher import ResponseCipher
+from cortex.platform.response_record import ResponseRecord, Write
+from cortex.router.access import batch_pass
+from cortex.router.access.auth import Headers, read_credentials
+from cortex.router.dialects.core.errors import BadRequest, Kind
+from cortex.router.dialects.responses import stored
+from cortex.router.dialects.responses.answer import Failure, Status
+from cortex.router.dialects.responses.request import Reply
+from cortex.router.dialects.responses.stored import ENDS, Items, Recording, State, Stored
+from cortex.router.errors import RecordIsAway, ResponseNotFound, TooManyRuns
+from cortex.router.request.http_answer import Answering, Client, PassingClient, json_answer
+from cortex.router.request.incoming import Incoming, unique_id
+from cortex.router.request.intake import Body, Intake
+
+log = structlog.get_logger()
+
+MOST_RUNS = 16
+"""Responses in the background of one key, per router worker."""
+SHARE = 4
+"""One response with its input may have 1/SHARE of the bytes of a key."""
+WATCH_S = 1.0
+CANCEL_S, LOOK_S = 5.0, 0.1
+"""How long a cancellation waits for another worker, and how often it looks."""
+OFF = ": answers are not stored, [gateway] responses_ttl_s is 0"
+NO_KEY = ": answers are stored under the caller's API key, and this request has none"
+STOPPED = "the router stopped before this response was complete"
+DIED = "the router that made this response died before it was complete"
+
+
+class Plan:
+    """What is kept of one request's answer. `reply` is set when the request has been read."""
+
+    def __init__(self, state: State, cipher: ResponseCipher, body: bytes, own: Items, items: Items, held: Body) -> None:
+        self.state, self.cipher, self.body, self.held = state, cipher, body, held
+        self.own, self.items = own, items
+        self.unique = unique_id()
+        self.reply: Reply | None = None
+
+    @property
+    def id(self) -> str:
+        return f"resp_{self.unique}"
+
+    def response(self, status: Status, error: Failure | None = None) -> bytes:
+        """Return the response without an answer."""
+        assert self.reply is not None
+        return msgspec.json.encode(self.reply.answer.response(status, [], error=error))
+
+    def value(self, response: bytes) -> bytes:
+        """Return what is stored."""
+        return msgspec.json.encode(Stored(response=msgspec.Raw(response), items=self.items))
+
+
+class _Run(Struct):
+    """A response in the background."""
+
+    task: "asyncio.Task[None]"
+    is_cancelled: bool = False
+
+
+class _Error(Struct):
+    message: str
+    code: str | None = None
+
+
+class _Errors(Struct):
+    error: _Error
+
+
+class StoredResponses:
+    """Reads and keeps the responses of callers, and makes those in the background. Off with a lifetime of 0."""
+
+    def __init__(self, record: ResponseRecord, intake: Intake) -> None:
+        self.record, self._intake = record, intake
+        self._runs: dict[tuple[str, str], _Run] = {}
+
+    @property
+    def is_on(self) -> bool:
+        return self.record.ttl_s > 0
+
+    def cipher(self, headers: Headers, who: Principal) -> ResponseCipher | None:
+        """Return the cipher of a caller; None: it has sent no API key, as a batch worker has not, or nothing is
+        stored."""
+        secret = read_credentials(headers).secret
+        if not self.is_on or not secret or who.id == ANONYMOUS or secret.startswith(batch_pass.PREFIX):
+            return None
+        return ResponseCipher(secret)
+
+    # Before the answer.
+
+    async def plan(self, request: Incoming, body: bytes) -> Plan | None:
+        """Return the plan for a request; None: it has no state. Raises BadRequest, ResponseNotFound or RecordIsAway."""
+        if not self.is_on:
+            return None  # what needs stored answers is refused by the dialect
+        state = await self._intake.work(len(body), stored.read_state, body)
+        cipher = self.cipher(request.headers.items(), request.caller)
+        if cipher is None:
+            if state.needs_store:
+                raise BadRequest("not supported" + NO_KEY, state.needs_store, Kind.UNSUPPORTED)
+            return None
+        if not (state.store or state.needs_store):
+            return None
+        context = await self._context(cipher, state)
+        unique = unique_id()
+
+        def read() -> tuple[Items, Items, bytes, int]:
+            own = stored.items_of(body, unique)
+            items = stored.joined(context, own)
+            size = len(msgspec.json.encode(items))
+            continues = bool(context) or items != own
+            return own, items, stored.stateless(body, items if continues else None), size
+
+        own, items, sent, size = await self._intake.work(len(body), read)
+        most = self.record.most_bytes // SHARE
+        if size > most:
+            raise BadRequest(
+                f"the input with what it continues has {size} bytes, and at most {most} are stored: begin a new"
+                " conversation, or send store = false",
+                "input",
+            )
+        held = Body(self._intake, request.caller.id)
+        held.count(size)
+        return Plan(state, cipher, sent, own, items, held)
+
+    async def _context(self, cipher: ResponseCipher, state: State) -> Items:
+        if state.previous_response_id:
+            result = await self.find(cipher, state.previous_response_id, "previous_response_id")
+            if stored.status_of(result.response) not in ENDS:
+                raise BadRequest("this response is not complete yet", "previous_response_id")
+            return result.context
+        if state.conversation:
+            return await self.turns(cipher, state.conversation)
+        return []
+
+    async def find(self, cipher: ResponseCipher | None, id: str, param: str | None = None) -> Stored:
+        """Return a stored response. One whose router died has failed. Raises ResponseNotFound or RecordIsAway."""
+        if cipher is None:
+            raise ResponseNotFound(id, param, NO_KEY if self.is_on else OFF)
+        with _mapped:
+            value = await self.record.read(cipher, id)
+            if value is None:
+                raise ResponseNotFound(id, param)
+            result = msgspec.json.decode(value, type=Stored)
+            if stored.status_of(result.response) in ENDS or await self.record.runs(cipher, id):
+                return result
+            result = Stored(
+                response=msgspec.Raw(stored.ended(result.response, "failed", DIED)),
+                items=result.items,
+            )
+            await self.record.write(cipher, id, msgspec.json.encode(result), "replace")
+        return result
+
+    async def turns(self, cipher: ResponseCipher | None, id: str) -> Items:
+        """Return the items of a conversation. Raises ResponseNotFound or RecordIsAway."""
+        _, *turns = await self.conversation(cipher, id)
+        return [item for turn in turns for item in msgspec.json.decode(turn, type=Items)]
+
+    async def conversation(self, cipher: ResponseCipher | None, id: str) -> list[bytes]:
+        """Return a conversation's head and its turns. Raises ResponseNotFound or RecordIsAway."""
+        if cipher is None:
+            raise ResponseNotFound(id, None, NO_KEY if self.is_on else OFF)
+        with _mapped:
+            members = await self.record.read_list(cipher, id) if id.startswith("conv_") else []
+        if not members:
+            raise ResponseNotFound(id)
+        return members
+
+    async def write(self, cipher: ResponseCipher, id: str, value: bytes, how: Write) -> bool:
+        """Write a value. Raises RecordIsAway."""
+        with _mapped:
+            return await self.record.write(cipher, id, value, how)
+
+    async def begin(self, plan: Plan) -> None:
+        """Prepare a response in the background. Raises TooManyRuns or RecordIsAway."""
+        if sum(owner == plan.cipher.owner for owner, _ in self._runs) >= MOST_RUNS:
+            raise TooManyRuns(MOST_RUNS)
+        with _mapped:
+            await self.record.begin(plan.cipher, plan.id)
+            await self.record.write(plan.cipher, plan.id, plan.value(plan.response("in_progress")), "set")
+
+    # The answer.
+
+    def answering(self, plan: Plan, answering: Answering, request_id: str) -> Answering:
+        """Return what answers a request and keeps the answer."""
+        if not plan.state.store:
+            return answering
+        if not plan.state.background:
+
+            async def saved(client: Client) -> None:
+                keeper = Keeper(client, lambda response: self._keep(plan, response, "set"))
+                try:
+                    await answering(keeper)
+                finally:
+                    await keeper.finish("cancelled")
+
+            return saved
+
+        async def begun(client: Client) -> None:
+            detached, name = Detached(client if plan.state.stream else None), (plan.cipher.owner, plan.id)
+            task = asyncio.create_task(self._make(plan, answering, detached))
+            self._runs[name] = _Run(task)
+            task.add_done_callback(lambda _: self._runs.pop(name, None))
+            if plan.state.stream:
+                await detached.served_by(task)
+            else:
+                await json_answer(200, plan.response("queued"), request_id).send(client)
+
+        return begun
+
+    async def _make(self, plan: Plan, answering: Answering, client: "Detached") -> None:
+        """Make a response in the background, to its end."""
+        keeper = Keeper(client, lambda response: self._keep(plan, response, "replace"))
+        watch = asyncio.create_task(self._watch(plan))
+        run = self._runs[plan.cipher.owner, plan.id]
+        error: Failure | None = Failure("server_error", STOPPED)
+        status: Status = "failed"
+        try:
+            await answering(keeper)
+            error = keeper.failure or error
+        except asyncio.CancelledError:
+            if run.is_cancelled:
+                status, error = "cancelled", None
+        except Exception as broke:
+            log.error("background_response_broke", kind=type(broke).__name__)
+        finally:
+            await cancelled([watch])
+            await keeper.finish(status, plan.response(status, error))
+            with contextlib.suppress(RecordUnavailable):
+                await self.record.end(plan.cipher, plan.id)
+
+    async def _watch(self, plan: Plan) -> None:
+        """Renew a lease, and cancel its response when another worker says so."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            with contextlib.suppress(RecordUnavailable):
+                if await self.record.is_cancelled(plan.cipher, plan.id):
+                    self._stop(plan.cipher, plan.id)
+
+    def _stop(self, cipher: ResponseCipher, id: str) -> "asyncio.Task[None] | None":
+        run = self._runs.get((cipher.owner, id))
+        if run is None:
+            return None
+        run.is_cancelled = True
+        run.task.cancel()
+        return run.task
+
+    async def cancel(self, cipher: ResponseCipher | None, id: str) -> Stored:
+        """Cancel a response in the background, at whichever worker makes it. Raises BadRequest, ResponseNotFound or
+        RecordIsAway."""
+        result = await self.find(cipher, id)
+        assert cipher is not None
+        if not msgspec.json.decode(result.response, type=_Background).background:
+            raise BadRequest("only a response in the background can be cancelled", "response_id")
+        await self.stop(cipher, id)
+        deadline = time.monotonic() + CANCEL_S
+        while stored.status_of(result.response) not in ENDS and time.monotonic() < deadline:
+            await asyncio.sleep(LOOK_S)
+            result = await self.find(cipher, id)
+        return result
+
+    async def stop(self, cipher: ResponseCipher, id: str) -> None:
+        """Have a response in the background stopped, if it is under way. Raises RecordIsAway."""
+        if (task := self._stop(cipher, id)) is not None:
+            await asyncio.wait([task])
+            return
+        with _mapped:
+            await self.record.cancel(cipher, id)
+
+    async def delete(self, cipher: ResponseCipher | None, id: str) -> None:
+        """Delete a response, or a conversation. Raises ResponseNotFound or RecordIsAway."""
+        if cipher is None:
+            raise ResponseNotFound(id, None, NO_KEY if self.is_on else OFF)
+        with _mapped:
+            if not await self.record.delete(cipher, id):
+                raise ResponseNotFound(id)
+        await self.stop(cipher, id)
+
+    async def close(self) -> None:
+        """End what is under way: this worker stops."""
+        await cancelled([run.task for run in self._runs.values()])
+
+    async def _keep(self, plan: Plan, response: bytes, how: Write) -> None:
+        """Store an answer. Without Redis the client has it all the same."""
+        try:
+            await self.record.write(plan.cipher, plan.id, plan.value(response), how)
+            if plan.state.conversation:
+                turn = msgspec.json.encode([*plan.own, *stored.output_of(response)])
+                await self.record.write(plan.cipher, plan.state.conversation, turn, "append")
+        except RecordUnavailable as error:
+            log.warning("response_not_stored", why=str(error))
+
+
+class _Background(Struct):
+    background: bool = False
+
+
+class Keeper(PassingClient):
+    """A client whose answer is kept before its last byte. `finish` keeps what there is of one that broke off."""
+
+    def __init__(self, client: Client, keep: Callable[[bytes], Any]) -> None:
+        super().__init__(client)
+        self._keep, self._recording, self._is_saved = keep, Recording(), False
+        self.failure: Failure | None = None
+
+    async def send(self, status: int, headers: Any, body: bytes) -> None:
+        if status == 200:
+            await self._save(body)
+        else:
+            error = msgspec.json.decode(body, type=_Errors).error
+            self.failure = Failure(error.code or "server_error", error.message)
+        await self._client.send(status, headers, body)
+
+    def write(self, data: bytes) -> None:
+        self._recording.feed(data)
+        self._client.write(data)
+
+    async def end(self) -> None:
+        if (response := self._recording.response("incomplete")) is not None:
+            await self._save(response)
+        await self._client.end()
+
+    async def finish(self, status: Status, otherwise: bytes | None = None) -> None:
+        """Keep what was streamed, or `otherwise`, if nothing is kept yet."""
+        response = self._recording.response(status) or otherwise
+        if response is not None and not self._is_saved:
+            await self._save(response)
+
+    async def _save(self, response: bytes) -> None:
+        self._is_saved = True
+        await self._keep(response)
+
+
+class Detached:
+    """The client of a response in the background: what is sent to it reaches the real one while there is one."""
+
+    def __init__(self, client: Client | None) -> None:
+        self._client, self._left = client, asyncio.Event()
+        self.on_lost: Callable[[], None] | None = None
+        self.is_lost = False
+        if client is not None:
+            client.on_lost = self._lose
+
+    def _lose(self) -> None:
+        resume, self._client = self.on_writable, None
+        self._left.set()
+        if resume is not None:
+            resume()
+
+    async def served_by(self, task: "asyncio.Task[None]") -> None:
+        """Return when the task has ended or the real client has left."""
+        left = asyncio.create_task(self._left.wait())
+        try:
+            await asyncio.wait([task, left], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await cancelled([left])
+
+    @property
+    def on_writable(self) -> Callable[[], None] | None:
+        return self._client.on_writable if self._client else None
+
+    @on_writable.setter
+    def on_writable(self, call: Callable[[], None] | None) -> None:
+        if self._client:
+            self._client.on_writable = call
+
+    @property
+    def is_full(self) -> bool:
+        return self._client is not None and self._client.is_full
+
+    async def drain(self) -> None:
+        if self._client:
+            await self._client.drain()
+
+    async def send(self, status: int, headers: Any, body: bytes) -> None:
+        if self._client:
+            await self._client.send(status, headers, body)
+
+    def start(self, status: int, headers: Any) -> None:
+        if self._client:
+            self._client.start(status, headers)
+
+    def write(self, data: bytes) -> None:
+        if self._client:
+            self._client.write(data)
+
+    async def end(self) -> None:
+        if self._client:
+            await self._client.end()
+
+    def hold_back(self) -> None:
+        """Do nothing: the request has been read."""
+
+    def abort(self) -> None:
+        if self._client:
+            self._client.abort()
+
+
+class _Mapped:
+    """Maps the errors of the record."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, RecordUnavailable):
+            raise RecordIsAway(f"stored answers cannot be reached: {error}", retry_after=2) from None
+
+
+_mapped = _Mapped()

@@ -1,0 +1,114 @@
+"""Stored responses and conversations of the caller's key: read, list, cancel, delete, create.
+
+`routes/inference.py` makes responses. Another key's id, an expired one and one that never was are answered alike.
+"""
+
+import time
+from typing import Any
+
+import msgspec
+from litestar import Request, Response, delete, get, post
+from litestar.handlers import HTTPRouteHandler
+from msgspec import Struct
+
+from cortex.platform.response_cipher import ResponseCipher
+from cortex.router.access.auth import caller
+from cortex.router.dialects.core import wire
+from cortex.router.dialects.core.errors import BadRequest, Kind
+from cortex.router.dialects.responses import stored
+from cortex.router.dialects.responses.stored import Items
+from cortex.router.request.incoming import unique_id
+from cortex.router.request.stored_responses import NO_KEY, OFF, StoredResponses
+
+Http = Request[Any, Any, Any]
+
+PAGE = 20
+MOST_NEW_ITEMS = 20
+
+
+class _New(Struct):
+    items: Items | None = None
+    metadata: dict[str, str] | None = None
+
+
+class _Head(Struct, kw_only=True):
+    """A conversation, as it is stored and shown."""
+
+    id: str
+    object: str = "conversation"
+    created_at: int
+    metadata: dict[str, str]
+
+
+def routes(responses: StoredResponses) -> list[HTTPRouteHandler]:
+    """Return the routes."""
+
+    def cipher(request: Http) -> ResponseCipher | None:
+        return responses.cipher(request.scope["headers"], caller(request))
+
+    @get("/v1/responses/{id:str}", opt={"needs": "inference"})
+    async def read(request: Http, id: str, stream: bool = False) -> Response[bytes]:
+        """Return a stored response; of one in the background how far it is."""
+        if stream:
+            raise BadRequest("a stored response is not streamed again: ask for it without", "stream", Kind.UNSUPPORTED)
+        return _json(bytes((await responses.find(cipher(request), id)).response))
+
+    @get("/v1/responses/{id:str}/input_items", opt={"needs": "inference"})
+    async def input_items(
+        request: Http, id: str, limit: int = PAGE, order: str = "desc", after: str = ""
+    ) -> Response[bytes]:
+        """List what the model of a stored response has read."""
+        result = await responses.find(cipher(request), id)
+        return _json(stored.page(result.items, limit, order, after))
+
+    @post("/v1/responses/{id:str}/cancel", opt={"needs": "inference"}, status_code=200)
+    async def cancel(request: Http, id: str) -> Response[bytes]:
+        """Cancel a response in the background."""
+        return _json(bytes((await responses.cancel(cipher(request), id)).response))
+
+    @delete("/v1/responses/{id:str}", opt={"needs": "inference"}, status_code=200)
+    async def remove(request: Http, id: str) -> Response[bytes]:
+        """Delete a stored response. One in the background is cancelled."""
+        await responses.delete(cipher(request), id)
+        return _json({"id": id, "object": "response", "deleted": True})
+
+    @post("/v1/conversations", opt={"needs": "inference"}, status_code=200)
+    async def create(request: Http) -> Response[bytes]:
+        """Begin a conversation, with items or without."""
+        new = wire.read(await request.body() or b"{}", _New)
+        if len(new.items or ()) > MOST_NEW_ITEMS:
+            raise BadRequest(f"expected at most {MOST_NEW_ITEMS} items", "items")
+        key = cipher(request)
+        if key is None:
+            raise BadRequest("conversations are not supported" + (NO_KEY if responses.is_on else OFF))
+        unique = unique_id()
+        head = _Head(id=f"conv_{unique}", created_at=int(time.time()), metadata=new.metadata or {})
+        await responses.write(key, head.id, msgspec.json.encode(head), "create")
+        if new.items:
+            items = stored.items_of(msgspec.json.encode({"input": new.items}), unique)
+            await responses.write(key, head.id, msgspec.json.encode(items), "append")
+        return _json(head)
+
+    @get("/v1/conversations/{id:str}", opt={"needs": "inference"})
+    async def conversation(request: Http, id: str) -> Response[bytes]:
+        """Return a conversation."""
+        return _json((await responses.conversation(cipher(request), id))[0])
+
+    @get("/v1/conversations/{id:str}/items", opt={"needs": "inference"})
+    async def items(request: Http, id: str, limit: int = PAGE, order: str = "desc", after: str = "") -> Response[bytes]:
+        """List the items of a conversation."""
+        return _json(stored.page(await responses.turns(cipher(request), id), limit, order, after))
+
+    @delete("/v1/conversations/{id:str}", opt={"needs": "inference"}, status_code=200)
+    async def end(request: Http, id: str) -> Response[bytes]:
+        """Delete a conversation."""
+        await responses.conversation(cipher(request), id)
+        await responses.delete(cipher(request), id)
+        return _json({"id": id, "object": "conversation.deleted", "deleted": True})
+
+    return [read, input_items, cancel, remove, create, conversation, items, end]
+
+
+def _json(value: object) -> Response[bytes]:
+    body = value if isinstance(value, bytes) else msgspec.json.encode(value)
+    return Response(body, media_type="application/json")
