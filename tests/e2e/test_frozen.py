@@ -1,6 +1,7 @@
 """Frozen workers from a request to the next agent: real agents, routers and workers, and a driver of the tests."""
 
 import json
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -157,3 +158,14 @@ def test_a_frozen_worker_leaves_nothing_when_it_is_cooled(fleet: Fleet) -> None:
 
     eventually(lambda: instance(fleet) is None, within_s=60, what="the worker to end")
     assert fleet.workers() == []
+
+
+def test_a_frozen_worker_that_is_killed_from_outside_leaves_the_record_without_a_request(fleet: Fleet) -> None:
+    pid = freeze(fleet)
+    eventually(lambda: is_in(fleet, State.FROZEN), within_s=60, what="the worker to be frozen")
+
+    psutil.Process(pid).send_signal(signal.SIGKILL)
+    eventually(lambda: instance(fleet) is None, within_s=60, what="the agent to notice")
+
+    answer = fleet.chat("f")
+    assert (answer.status_code, answer.headers["x-cortex-start"]) == (200, "cold")

@@ -4,6 +4,7 @@ declared device, which has room for one worker.
 
 import json
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -190,6 +191,23 @@ def test_a_worker_that_cannot_sleep_stops_and_is_not_parked_again(fleet: Fleet, 
     assert instances(fleet, function) == []
     assert "not parked" not in fleet.cli("fn", "show", "f").stdout
     assert f"by sleep on a: {reasons[Tier.SLEEP]}" in fleet.cli("fn", "show", function).stdout
+
+
+def test_a_victim_that_hangs_when_it_is_to_sleep_holds_another_up_for_seconds(fleet: Fleet) -> None:
+    """It slept before, so what that took is known: it is stopped after a few seconds more, not after a minute."""
+    _, pid = served(fleet, "f")
+    park(fleet, "f")
+    assert served(fleet, "f") == ("sleep", pid)
+    script(fleet, *instances(fleet, "f"), on_sleep="hang")
+    eventually(lambda: instances(fleet, "f")[0].return_s.get(Tier.SLEEP), within_s=30, what="its sleep to be measured")
+    began = time.monotonic()
+
+    start, _ = served(fleet, "g")
+
+    assert (start, time.monotonic() - began < 30) == ("cold", True)
+    until_gone(fleet, "f")
+    assert not psutil.pid_exists(pid)
+    assert fleet.records()["a"].unparkable == {}, "only this worker hung"
 
 
 @pytest.mark.parametrize("function", ["wake-refused", "wake-kills"])

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine, Function, revision
 from cortex.platform.agent.monitor import HostMonitor
 from cortex.platform.blocking_calls import BlockingCalls
 from cortex.platform.host.devices import Reading
-from cortex.platform.record import Device, Held, Instance, used_instance
+from cortex.platform.record import Device, Held, Instance, Tier, used_instance
 from cortex.platform.registry import Registry
 from cortex.platform.scheduling import ledger
 from cortex.platform.scheduling.admission import need_of
@@ -49,6 +50,9 @@ class Workers:
         self.checked.append(instance.id)
         if instance.id in self.sick:
             raise RuntimeError(f"{instance.id} cannot be checked")
+
+    async def check_parked(self, instance: Instance) -> None:
+        self.checked.append(f"parked {instance.id}")
 
     async def freeze_problem(self) -> str:
         return "there is no driver"
@@ -302,3 +306,15 @@ async def test_a_path_that_does_not_answer_is_reported_with_the_functions_that_n
     assert list(silent.silent) == ["/mnt/m.gguf"]
     assert silent.unreadable == {"stuck": "/mnt/m.gguf does not answer"}
     assert (scene.scheduler.record().silent, scene.scheduler.record().unreadable) == ({}, {})
+
+
+async def test_parked_instances_are_checked_on_every_round(registry: Registry, tmp_path: Path) -> None:
+    scene = Scene(registry, CPU, tmp_path)
+    scene.serves("ready")
+    sleeper = an_instance("sleeper", state=State.SLEEPING, parked=Tier.SLEEP, parks_to=Tier.SLEEP, pid=PID)
+    worker = SavedWorker(sleeper, F, LocalWeights("/w", 10))
+    scene.scheduler.adopt(worker, READY, alive=True, healthy=True, asleep=True)
+
+    await scene.monitor.check_once()
+
+    assert scene.workers.checked == ["ready", "parked sleeper"]

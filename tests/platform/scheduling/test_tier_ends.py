@@ -10,9 +10,11 @@ from cortex.functions.spec import Function, Park, revision
 from cortex.platform.agent_messages import Accepted
 from cortex.platform.record import DrainReason, Instance, Tier
 from cortex.platform.scheduling import events
+from cortex.platform.scheduling.effects import Stop
+from cortex.platform.scheduling.ledger import Costs, Entry
 from cortex.platform.scheduling.parking import admitted_mb
 from cortex.platform.scheduling.saved_state import SavedWorker
-from cortex.platform.scheduling.steps import drain
+from cortex.platform.scheduling.steps import HUNG_GRACE_S, drain
 from tests.support.factories import a_device, a_fleet, a_process, a_report
 from tests.support.scheduling import (
     SchedulerDriver,
@@ -24,6 +26,7 @@ from tests.support.scheduling import (
     states,
 )
 from tests.support.tiers import (
+    FREEZES,
     HERE,
     SLEEPS,
     WIDE,
@@ -269,15 +272,73 @@ def test_an_exit_of_one_that_is_only_placed_counts_for_nothing() -> None:
     assert states(scheduler)["two"] is State.PLACING
 
 
-def test_a_park_without_an_answer_is_given_up() -> None:
+def hanging(worked: bool) -> SchedulerDriver:
+    """At 100, `one` of F goes to sleep for `two` of G. If it `worked`, an earlier sleep took 0.4 s, a return 0.5 s."""
+    scheduler = evicting()
+    if worked:
+        entry = Entry(tiers={Tier.SLEEP: Costs(park_s=0.4, return_s=0.5)})
+        scheduler.handle(events.LedgerRead({revision(F): entry}), 100.0)
+    drained(scheduler, 100.0)
+    assert states(scheduler) == {"one": State.PARKING, "two": State.PLACING}
+    return scheduler
+
+
+@pytest.mark.parametrize(("worked", "limit_s"), [(True, 6.2), (False, 9.0)])
+def test_a_victim_that_hangs_on_its_way_to_sleep_is_stopped_soon(worked: bool, limit_s: float) -> None:
+    """Three times as long as the last time and 5 s; unmeasured, 5 s and the time for 2,000 MiB at 500 MiB/s."""
+    scheduler = hanging(worked)
+
+    report(scheduler, 100.0 + limit_s - 0.1)
+    before = states(scheduler)
+    report(scheduler, 100.0 + limit_s + 0.1)
+
+    assert before == {"one": State.PARKING, "two": State.PLACING}
+    assert states(scheduler) == {"one": State.STOPPING, "two": State.PLACING}
+    (stop,) = (e for e in scheduler.take_effects() if isinstance(e, Stop))
+    assert stop.grace_s == HUNG_GRACE_S
+    clear_away(scheduler, "one", 112.0)
+    assert states(scheduler) == {"two": State.STARTING}
+
+
+@pytest.mark.parametrize("worked", [True, False])
+def test_a_worker_that_hangs_costs_its_revision_a_tier_only_where_that_never_worked(worked: bool) -> None:
+    scheduler = hanging(worked)
+
+    report(scheduler, 120.0)
+
+    assert set(scheduler.record().unparkable) == (set() if worked else {revision(F)})
+    assert ("park_failed", "one") in [d[:2] for d in decisions(scheduler)]
+
+
+def test_a_sleeper_that_hangs_on_its_way_back_is_replaced_by_a_start() -> None:
     scheduler = a_tiered()
-    bring_up(scheduler)
-    scheduler.cool("f", 1.0, park=True)
-    drained(scheduler, 1.0)
+    put_to_sleep(scheduler, F, "one", 1.0)
+    scheduler.handle(events.LedgerRead({revision(F): Entry(tiers={Tier.SLEEP: Costs(return_s=0.5)})}), 10.0)
+    scheduler.ensure(F, None, "two", 10.0)
+    assert states(scheduler) == {"one": State.STARTING}
 
-    report(scheduler, 140.0)
+    report(scheduler, 16.4)
+    before = states(scheduler)
+    report(scheduler, 16.6)
 
-    assert states(scheduler) == {"one": State.STOPPING}
+    assert (before, states(scheduler)) == ({"one": State.STARTING}, {"one": State.STOPPING})
+    (failure,) = scheduler.record().failures
+    assert (failure.retry_at, "did not return from sleep within 6 s" in failure.reason) == (0.0, True)
+
+
+def test_a_freeze_may_wait_for_work_in_progress() -> None:
+    scheduler = a_tiered(FREEZES)
+    put_to_sleep(scheduler, F, "one", 0.0)
+    entry = Entry(tiers={Tier.FREEZE: Costs(park_s=1.5)})
+    scheduler.handle(events.LedgerRead({revision(F): entry}), 99.0)
+    scheduler.ensure(WIDE, HERE, "two", 100.0)
+
+    report(scheduler, 119.0)
+    before = states(scheduler)
+    report(scheduler, 120.0)
+
+    assert before == {"one": State.PARKING, "two": State.PLACING}
+    assert states(scheduler) == {"one": State.STOPPING, "two": State.PLACING}
 
 
 def test_after_a_start_with_sleep_mode_that_crashed_the_next_starts_without_it() -> None:

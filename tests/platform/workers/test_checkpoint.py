@@ -443,6 +443,26 @@ async def test_a_frozen_worker_can_be_killed(card: Card, freezer: Freezer) -> No
     assert card.processes[0].wait(10) == -signal.SIGKILL
 
 
+async def test_a_frozen_worker_that_lost_a_process_is_noticed_by_its_agent_and_by_the_next(
+    card: Card, freezer: Freezer
+) -> None:
+    """The process that holds the memory in RAM is what the kernel kills when RAM is short, not the worker's first."""
+    leader, _, _ = card.start(memory_mb=0), card.start(), card.start()
+    await freezer.freeze(leader, card.marker, card.used)
+    following = Freezer()
+    await following.recover(leader, card.marker)
+    before = [f.has_lost_a_process(card.marker) for f in (freezer, following)]
+
+    card.processes[1].kill()
+    card.processes[1].wait(10)
+
+    after = [f.has_lost_a_process(card.marker) for f in (freezer, following)]
+    following.close()
+    assert (before, after) == ([False, False], [True, True])
+    freezer.forget(card.marker)
+    assert not freezer.has_lost_a_process(card.marker)
+
+
 def start_other() -> tuple["subprocess.Popen[bytes]", ProcessId]:
     """Start a process without device memory."""
     child = subprocess.Popen(["sleep", "600"], start_new_session=True)

@@ -111,15 +111,17 @@ class HostMonitor:
             await asyncio.sleep(self._settings.agent.health_s)
 
     async def check_once(self) -> None:
-        """Check the devices, the ledger, every ready instance and the logs, each on its own.
+        """Check the devices, the ledger, every ready or parked instance and the logs, each on its own.
 
         Raises ExceptionGroup at the end, with all errors.
         """
         errors: list[Exception] = []
-        ready = [i for i in self._scheduler.record().instances if i.state is State.READY]
+        instances = self._scheduler.record().instances
+        ready, parked = [i for i in instances if i.state is State.READY], [i for i in instances if i.state in PARKED]
         self._supervisor.health.forget_misses({i.id for i in ready})
         await self._each(errors, self.measure(), self.read_tiers(), self._read_ledger(), self._report_silent_paths())
         await self._each(errors, *(self._supervisor.health.check(i) for i in ready))
+        await self._each(errors, *(self._supervisor.check_parked(i) for i in parked))
         ready = [i for i in self._scheduler.record().instances if i.state is State.READY]
         await self._each(errors, self._learn_all(ready), self._learn_tiers())
         self._starts &= {i.id for i in self._scheduler.record().instances}

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from cortex.functions.lifecycle import PARKED, State
 from cortex.functions.spec import Engine, Function, Park
 from cortex.platform.record import HostRecord, Instance, Tier, Use
-from cortex.platform.scheduling.ledger import Entry
+from cortex.platform.scheduling.ledger import Costs, Entry
 
 TIERS = (Tier.SLEEP, Tier.FREEZE, Tier.STOP)
 """The tiers to try, the mildest first."""
@@ -28,6 +28,15 @@ ASLEEP_MB = 2048
 
 RAM_FACTOR = 1.5
 """RAM of a sleeping instance by the size of its weights, before it was measured: pinned blocks are rounded up."""
+
+MOVE_SLACK_S = {Tier.SLEEP: 5.0, Tier.FREEZE: 15.0}
+"""How much longer than expected a move to a tier or back may take: the driver waits up to 10 s for work in progress."""
+
+MOVES_LONGER = 3.0
+"""How many times longer than measured a move may take."""
+
+SLOWEST_MOVE_MB_S = 500.0
+"""The slowest speed of a move that was not measured; a first sleep, which pins memory, was measured at 1,100 MiB/s."""
 
 PRETENDS = "--asleep-mb"
 """The option of a fake engine that pretends to hold memory in a tier. Without it, or a `park`, it stops."""
@@ -123,6 +132,19 @@ def return_s(entry: Entry | None) -> dict[Tier, float]:
         return {}
     returns = {tier: costs.return_s for tier, costs in entry.tiers.items() if costs.return_s}
     return returns | ({Tier.STOP: entry.start_s} if entry.start_s else {})
+
+
+def move_limit_s(instance: Instance, tier: Tier, weights_mb: int, entry: Entry | None, *, returns: bool) -> float:
+    """Return how long a worker may take to go to a tier, or to return from it, before it counts as hung.
+
+    A first move to a tier is slower than the later ones, which the ledger has: it is given time by its size, too.
+    """
+    costs = (entry.tiers.get(tier) if entry else None) or Costs()
+    measured_s = costs.return_s if returns else costs.park_s
+    size_mb = 0 if measured_s and (returns or instance.park_s) else instance.memory_mb * max(1, len(instance.devices))
+    if tier is Tier.SLEEP and size_mb and weights_mb:
+        size_mb = weights_mb
+    return MOVE_SLACK_S.get(tier, 0.0) + MOVES_LONGER * measured_s + size_mb / SLOWEST_MOVE_MB_S
 
 
 # RAM.

@@ -24,7 +24,7 @@ from cortex.platform.scheduling.reasons import FOR_LATER, FOR_ROOM, DecisionKind
 from cortex.platform.scheduling.start_modes import mode_of
 from cortex.platform.scheduling.state import HostState, Observation
 from cortex.platform.scheduling.steps import abandon, cancel_drain, decide, drain, put, step
-from cortex.platform.scheduling.tiers import give_up, learn, leave, rehearse, shed
+from cortex.platform.scheduling.tiers import give_up, learn, leave, move_limit, rehearse, shed
 from cortex.platform.scheduling.turns import REPORTED_S
 from cortex.platform.scheduling.upgrades import follow, upgrade
 
@@ -33,9 +33,6 @@ STABLE_S = 60.0
 
 SLOWEST_LOAD_MB_S = 50.0
 """The slowest speed of reading weights that the start ceiling allows for."""
-
-SLOWEST_PARK_MB_S = 250.0
-"""The slowest speed of moving weights to RAM; a first sleep, which pins memory, was measured at 1,100 MiB/s."""
 
 LOOK_AGAIN_S = 5.0
 """How long a look at a worker may take before another is requested."""
@@ -49,7 +46,6 @@ LOOK_FRESH_S = 1.0
 OVERDUE_S = {
     State.FETCHING: 300.0,
     State.PLACING: 120.0,
-    State.PARKING: 120.0,
     State.STOPPING: 30.0,
     State.RECLAIMING: 60.0,
 }
@@ -69,6 +65,8 @@ def reconcile(state: HostState, now: float) -> None:
         match instance.state:
             case State.PLACING:
                 _reconcile_placing(state, instance, usage, now)
+            case State.STARTING | State.PARKING if instance.parks_to is not None:
+                _reconcile_moving(state, instance, now)
             case State.STARTING:
                 _reconcile_starting(state, instance, now)
             case State.READY:
@@ -87,14 +85,11 @@ def _reconcile_overdue(state: HostState, instance: Instance, now: float) -> None
 
     (1) a fetch without progress is resumed;
     (2) an instance that waits for others to leave is placed again: there may be room elsewhere;
-    (3) a worker that does not end is stopped, and its memory reclaimed, again;
-    (4) one that is not parked by then is stopped.
+    (3) a worker that does not end is stopped, and its memory reclaimed, again.
     """
     bound = OVERDUE_S[instance.state]
     if instance.state is State.STOPPING:
         bound += state.rules.stop_grace_s
-    if instance.state is State.PARKING:
-        bound += state.weights[instance.id].size_mb / SLOWEST_PARK_MB_S
     moved = max(instance.since, instance.phase_since if instance.state is State.FETCHING else 0.0)
     if now < state.overdue.get(instance.id, moved + bound):
         return
@@ -112,9 +107,6 @@ def _reconcile_overdue(state: HostState, instance: Instance, now: float) -> None
             problem = f"it waits for {names or 'another start or stop on its devices'}"
             if all(state.instances[w].state is not State.DRAINING for w in waits):
                 admit_or_fail(state, instance, now)
-        case State.PARKING:  # (4)
-            give_up(state, instance, Incident(f"it was not parked after {bound:.0f} s"), now)
-            return
         case State.STOPPING:  # (3)
             problem = "its process does not end"
             state.effects.append(Stop(instance, state.rules.stop_grace_s))
@@ -170,6 +162,14 @@ def _turn_is_pointless(state: HostState, instance: Instance, present: Sequence[s
         and not usage.waiting.get(instance.function)
         and now - instance.since > REPORTED_S
     )
+
+
+def _reconcile_moving(state: HostState, instance: Instance, now: float) -> None:
+    """Stop a worker that hangs while its memory moves: others wait for its room, or its own requests for its return."""
+    limit_s, moves = move_limit(state, instance), "return" if instance.state is State.STARTING else "go"
+    if now - instance.since > limit_s:
+        way = f"{moves} {'from' if moves == 'return' else 'to'} {instance.parks_to}"
+        give_up(state, instance, Incident(f"it did not {way} within {limit_s:.0f} s"), now, hung=True)
 
 
 def _reconcile_starting(state: HostState, instance: Instance, now: float) -> None:

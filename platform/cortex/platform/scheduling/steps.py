@@ -13,6 +13,9 @@ from cortex.platform.scheduling.failures import Incident
 from cortex.platform.scheduling.reasons import DecisionKind, drain_text
 from cortex.platform.scheduling.state import HostState
 
+HUNG_GRACE_S = 1.0
+"""Time from TERM to KILL for a worker that hangs."""
+
 
 def decide(state: HostState, what: DecisionKind, instance: Instance, why: str) -> None:
     """Log a decision about an instance."""
@@ -54,12 +57,21 @@ def cancel_drain(state: HostState, instance: Instance, why: str, now: float) -> 
             abandon(state, twin, now)
 
 
-def stop(state: HostState, instance: Instance, now: float, reason: DrainReason | None = None, detail: str = "") -> None:
-    """Stop a worker; without a reason, for the one it drains for."""
+def stop(
+    state: HostState,
+    instance: Instance,
+    now: float,
+    reason: DrainReason | None = None,
+    detail: str = "",
+    *,
+    hung: bool = False,
+) -> None:
+    """Stop a worker; without a reason, for the one it drains for. One that is `hung` has little time to end itself."""
     instance = with_reason(instance, reason, detail) if reason else instance
     instance = step(state, instance, Step.STOP, now)
     _decide_end(state, DecisionKind.STOPPED, instance)
-    state.effects.append(Stop(instance, state.rules.stop_grace_s))
+    grace_s = state.rules.stop_grace_s
+    state.effects.append(Stop(instance, min(grace_s, HUNG_GRACE_S) if hung else grace_s))
 
 
 def park(state: HostState, instance: Instance, tier: Tier, ram_mb: int, now: float) -> None:

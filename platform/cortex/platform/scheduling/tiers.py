@@ -10,6 +10,7 @@ from cortex.platform.scheduling.parking import (
     can_park,
     in_ram_order,
     is_leaving,
+    move_limit_s,
     parked_mb,
     ram_mb,
     return_s,
@@ -24,6 +25,7 @@ from cortex.platform.scheduling.steps import (
     decide,
     drain,
     end,
+    fail,
     fail_and_stop,
     park,
     put,
@@ -115,9 +117,18 @@ def shed(state: HostState, now: float) -> None:
         _free_ram(state, None, excess_mb, now)
 
 
-def give_up(state: HostState, instance: Instance, incident: Incident, now: float) -> None:
+def move_limit(state: HostState, instance: Instance) -> float:
+    """Return how long the present move of an instance that parks or returns may take."""
+    weights, entry = state.weights.get(instance.id), state.ledger.get(instance.revision)
+    assert instance.parks_to is not None
+    returns, size_mb = instance.state is State.STARTING, weights.size_mb if weights else 0
+    return move_limit_s(instance, instance.parks_to, size_mb, entry, returns=returns)
+
+
+def give_up(state: HostState, instance: Instance, incident: Incident, now: float, *, hung: bool = False) -> None:
     """Stop a worker whose start, parking or return failed. A tier or trick that failed is no longer used for its
-    revision; a failed return does not count as a failed start."""
+    revision, unless it has worked before and only this worker is `hung`; a failed return does not count as a failed
+    start."""
     tier, returns, why = instance.parks_to, instance.state is State.STARTING, incident.reason
     if tier is None and excuse(state, instance, incident):
         stop(state, instance, now, DrainReason.FAILED)
@@ -126,12 +137,13 @@ def give_up(state: HostState, instance: Instance, incident: Incident, now: float
     if tier is None:
         fail_and_stop(state, instance, incident, now)
         return
-    state.switch_off(instance.revision, tier, why)
+    entry = state.ledger.get(instance.revision)
+    if not hung or entry is None or tier not in entry.tiers:
+        state.switch_off(instance.revision, tier, why)
     decide(state, DecisionKind.PARK_FAILED, instance, f"{'from' if returns else 'to'} {tier}: {why}")
     if returns:
-        fail_and_stop(state, instance, replace(incident, died=True), now)
-    else:
-        stop(state, instance, now, DrainReason.FAILED)
+        fail(state, instance, replace(incident, died=True), now)
+    stop(state, instance, now, DrainReason.FAILED, hung=hung)
 
 
 def wanted_mb(state: HostState, instance: Instance, tier: Tier) -> int:

@@ -23,6 +23,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from cortex.platform.process import process_id
 from cortex.platform.process.termination import describe_exit, signal_group
 from cortex.platform.record import ProcessId
 from cortex.platform.workers import process
@@ -106,6 +107,8 @@ class Freezer:
     ) -> None:
         self._user, self._command, self._limits, self._device = user, command, limits or Limits(), device
         self._idle: _DriverProcess | None = None
+        self._frozen: dict[str, tuple[ProcessId, ...]] = {}
+        """The processes of each frozen worker whose memory was moved, by marker."""
         self._probe_at = 0.0
         self.problem = "it is not known yet whether the driver can freeze"
         """Why this host cannot freeze workers; "" if it can."""
@@ -155,13 +158,23 @@ class Freezer:
         except FreezeFailed as failure:
             failure.runs = await self._undo(members)
             raise
+        self._frozen[marker] = tuple(members)
         return sum((before or {})[m.pid] for m in members)
+
+    def has_lost_a_process(self, marker: str) -> bool:
+        """Whether a process of a frozen worker has ended, and with it a part of its memory."""
+        return not all(map(process_id.is_alive, self._frozen.get(marker, ())))
+
+    def forget(self, marker: str) -> None:
+        """Drop what is known of a worker that is frozen no more."""
+        self._frozen.pop(marker, None)
 
     async def restore(self, leader: ProcessId, marker: str) -> None:
         """Move the device memory of a frozen worker back. Raises FreezeFailed.
 
         The worker has not proved yet that it computes as before: compare its canary.
         """
+        self.forget(marker)
         async with self._driver() as driver:
             states = await self._states(driver, leader, marker, self._limits.short_s)
             frozen = [member for member, state in states.items() if state is CudaState.CHECKPOINTED]
@@ -191,6 +204,7 @@ class Freezer:
                 if present >= {CudaState.LOCKED, CudaState.CHECKPOINTED}:  # (2)
                     return Recovered(Recovery.BROKEN, "its checkpoint was left half-way")
                 if CudaState.CHECKPOINTED in present:  # (3)
+                    self._frozen[marker] = tuple(m for m, s in states.items() if s is CudaState.CHECKPOINTED)
                     return Recovered(Recovery.FROZEN)
                 for member, state in states.items():  # (4)
                     if state is CudaState.LOCKED:

@@ -475,6 +475,15 @@ class Supervisor:
 
     # While it is ready.
 
+    async def check_parked(self, instance: Instance) -> None:
+        """Kill a parked worker of which a process has ended: it cannot return. The end of its first process alone is
+        noticed at once."""
+        if instance.process is not None and self.freezer.has_lost_a_process(instance.id):
+            log.warning("frozen_worker_broken", function=instance.function, instance=instance.id, pid=instance.pid)
+            process.signal_worker(instance.process, signal.SIGKILL)
+        elif instance.state is State.SLEEPING and instance.server == "vllm":
+            await self.health.end_if_failed(instance)
+
     async def used_mb(self, instance: Instance, engine: str) -> int | None:
         """Return a worker's measured memory over all its devices; None if it cannot be measured."""
         if engine == Engine.FAKE:

@@ -30,8 +30,8 @@ from cortex.platform.workers.sleep_mode import SleepFailed, SleepMode
 log = structlog.get_logger()
 
 MOVE_S, SLOWEST_MB_S = 60.0, 500.0
-"""Time limit of a move: this, and the time for the weights at this speed. A first sleep, which pins memory, was
-measured at 1,100 to 1,500 MiB/s."""
+"""Time limit of a call that moves memory: this, and the time for the weights at this speed. The scheduler gives up a
+worker that was measured sooner (`move_limit_s`)."""
 PROOF_S = 30.0
 """Time limit of the first request after a return."""
 
@@ -64,6 +64,7 @@ class Tiers:
     def forget(self, instance: str) -> None:
         """Forget a worker that has ended."""
         self._locked.discard(instance)
+        self._freezer.forget(instance)
 
     async def park(self, effect: Park) -> None:
         """Move an idle worker's memory to RAM: put it to sleep, freeze it, or do both in this order."""
