@@ -71,7 +71,7 @@ def test_no_instance_goes_to_a_tier_of_a_later_release() -> None:
     assert tier_from(instance, Tier.SLEEP) is Tier.STOP
     fleet = Fleet(hosts={understood.name: understood})
     function = a_function()
-    assert hosts_to_ask(a_need(), function, fleet, use(fleet), 0.0) == [understood.name]
+    assert list(hosts_to_ask(a_need(), function, fleet, use(fleet), 0.0)) == [understood.name]
 
 
 def test_a_function_with_an_unknown_field_is_rejected() -> None:

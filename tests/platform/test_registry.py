@@ -240,12 +240,40 @@ async def test_a_record_of_an_earlier_release_is_read_whole_each_time(
     await server.set(RecordKeys().host(HOST), as_written("one"))
     await server.sadd(RecordKeys().hosts, HOST)
     await registry.fleet(clock.now())
-    await server.set(RecordKeys().host(HOST), as_written("two"))
-    reads = registry._hosts_read
+    await server.set(RecordKeys().host(HOST), as_written("two"))  # its beginning is the same
 
-    await registry.fleet(clock.now())
+    fleet = await registry.fleet(clock.now())
 
-    assert reads == {}
+    assert [i.id for i in fleet.hosts[HOST].instances] == ["two"]
+
+
+async def test_hosts_that_were_read_lately_are_not_read_again_and_those_that_are_gone_are_left_out(
+    registry: Registry, other: Registry, server: redis.asyncio.Redis
+) -> None:
+    for sequence, name in enumerate(("host-a", "host-b"), 1):
+        await other.publish_host(replace(a_host(), name=name, agent=name, sequence=sequence), 60.0)
+    first = await registry.fleet(clock.now(), 60.0)
+    await other.publish_host(replace(a_host(an_instance()), name="host-a", agent="host-a", sequence=3), 60.0)
+    await other.remove_host("host-b")
+
+    again = await registry.fleet(clock.now(), 60.0)
+    anew = await registry.fleet(clock.now())
+    await server.flushall()
+    emptied = await registry.fleet(clock.now(), 60.0)
+
+    assert list(first.hosts) == ["host-a", "host-b"]
+    assert again.hosts == {"host-a": first.hosts["host-a"]}
+    assert [i.id for i in anew.hosts["host-a"].instances] == [an_instance().id]
+    assert emptied.hosts == {}, "an agent notices that the record has lost its host"
+
+
+async def test_a_name_in_the_index_that_is_no_text_hides_no_other_host(
+    registry: Registry, server: redis.asyncio.Redis
+) -> None:
+    await registry.publish_host(a_host(), 60.0)
+    await server.sadd(RecordKeys().hosts, b"\xff\xfe", "a\0b")
+
+    assert list((await registry.fleet(clock.now())).hosts) == [HOST]
 
 
 async def bytes_read(server: redis.asyncio.Redis) -> int:

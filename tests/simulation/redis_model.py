@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from hashlib import sha1
 from typing import Any
 
 import msgspec
@@ -49,7 +50,7 @@ class Model:
         if function is None:
             head = b"return function(KEYS, ARGV, redis, cjson)\n"
             function = _SCRIPTS[script] = _LUA.execute(head + script.encode() + b"\nend")
-        api = {b"call": self._from_lua}
+        api = {b"call": self._from_lua, b"pcall": self._tried_from_lua, b"sha1hex": _sha1hex}
         result = function(
             _LUA.table_from([_bytes(k) for k in keys]),
             _LUA.table_from([_bytes(a) for a in args]),
@@ -62,6 +63,12 @@ class Model:
 
     def _from_lua(self, name: bytes, *args: Any) -> Any:
         return _to_lua_value(self.call(name.decode(), *args))
+
+    def _tried_from_lua(self, name: bytes, *args: Any) -> Any:
+        try:
+            return self._from_lua(name, *args)
+        except ResponseError as error:
+            return _LUA.table_from({b"err": str(error).encode()})
 
     # Keys.
 
@@ -260,6 +267,10 @@ def _bytes(value: Any) -> bytes:
     if isinstance(value, float) and value.is_integer():  # a number that comes from Lua
         return b"%d" % value
     return str(value).encode()
+
+
+def _sha1hex(text: bytes) -> bytes:
+    return sha1(text, usedforsecurity=False).hexdigest().encode()
 
 
 def _pairs(flat: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:

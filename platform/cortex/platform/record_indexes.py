@@ -47,21 +47,21 @@ class RecordIndexes:
         """By pattern, where a scan that took too long goes on."""
         self._key_index_is_old = False
 
-    async def fleet_names(self) -> list[list[str]]:
-        """Return the names of hosts, of routers, and of functions with overrides."""
+    async def fleet_names(self, *, with_hosts: bool) -> list[list[str]]:
+        """Return the names of hosts (none unless `with_hosts`), of routers, and of functions with overrides."""
         keys = self._connection.names
-        indexes = (keys.hosts, keys.routers, keys.overrides)
+        indexes = (keys.hosts, keys.routers, keys.overrides) if with_hosts else (keys.routers, keys.overrides)
         for _ in range(2):
             async with self._connection.bounded(), self._connection.redis.pipeline(transaction=False) as pipe:
                 for index in (*indexes, keys.fleet):
                     pipe.smembers(index)
                 *members, marks = await pipe.execute()
             self._connection.check_marks(marks)
-            if COMPLETE.encode() in members[2] or not self._repairs:
+            if COMPLETE.encode() in members[-1] or not self._repairs:
                 break
             of_kind = {keys.host(""): keys.hosts, keys.router(""): keys.routers, keys.override(""): keys.overrides}
             await self._index_earlier("[hor]*", of_kind, keys.overrides)
-        return [names(index) for index in members]
+        return [*([] if with_hosts else [[]]), *(names(index) for index in members)]
 
     async def key_digests(self) -> list[str]:
         """Return the digests of all API keys."""

@@ -18,10 +18,8 @@ from cortex.platform.key_record import KeyRecord
 from cortex.platform.meter import Snapshot
 from cortex.platform.record import Death, Fleet, HostRecord, Namesake, Override, RouterReport
 from cortex.platform.record_codec import (
-    HEAD_BYTES,
     decoded,
     host_record,
-    is_whole_head,
     names,
     override_fields,
     text,
@@ -31,6 +29,7 @@ from cortex.platform.record_codec import override as override_of
 from cortex.platform.record_connection import FleetMarks, RecordConnection, is_of_wrong_type
 from cortex.platform.record_connection import ForeignFleet as ForeignFleet  # callers of the registry catch these
 from cortex.platform.record_connection import RecordUnavailable as RecordUnavailable
+from cortex.platform.record_hosts import RecordHosts
 from cortex.platform.record_indexes import RecordIndexes
 from cortex.platform.record_keys import DEFAULT_PREFIX
 from cortex.platform.record_reader import RecordReader
@@ -123,17 +122,6 @@ return 1
 """
 
 
-_HEADS = """
--- ARGV: the last byte, and the keys of hosts' records. Return the beginning of each; "" for none. They are not passed
--- as KEYS, for which Redis demands write permission: hosts have none.
-local heads = {}
-for i = 2, #ARGV do
-  heads[i - 1] = redis.call('TYPE', ARGV[i]).ok == 'string' and redis.call('GETRANGE', ARGV[i], 0, ARGV[1]) or ''
-end
-return heads
-"""
-
-
 class Registry:
     """The record in Redis. Make one per process; close it at the end."""
 
@@ -156,9 +144,9 @@ class Registry:
         self._indexes = RecordIndexes(connection, repairs=keeps_indexes)
         self.api_keys = KeyRecord(connection, self._indexes)
         self._reader = RecordReader()
-        self._heads = connection.script(_HEADS)
-        self._hosts_read: dict[str, tuple[bytes, HostRecord]] = {}
-        """By host, the beginning of its record in Redis, and the record."""
+        self._newest: dict[str, HostRecord] = {}
+        """The hosts of the last read of all."""
+        self._hosts = RecordHosts(connection)
         self._release = connection.script(_RELEASE)
         self._take = connection.script(_TAKE)
         self._publish_host = connection.script(_PUBLISH_HOST)
@@ -278,23 +266,21 @@ class Registry:
 
     # Everyone.
 
-    async def fleet(self, now: float) -> Fleet:
+    async def fleet(self, now: float, hosts_within_s: float = 0.0) -> Fleet:
         """Read the whole record; all its times are by the caller's clock, at `now`.
 
-        Of the hosts' records it reads the beginnings, and whole only those that changed since this process read them:
-        a thousand hosts have megabytes, and every claim reads the record.
+        With `hosts_within_s`, hosts' records that this process read so long ago are not read again; hosts that are gone
+        are left out.
         """
         began = time.monotonic()
-        hosts, routers, overrides = await self._indexes.fleet_names()
-        heads = await self._heads([], [HEAD_BYTES - 1, *map(self.names.host, hosts)]) if hosts else []
-        known = self._hosts_read
-        changed = [h for h, head in zip(hosts, heads, strict=True) if head and (h not in known or known[h][0] != head)]
+        reads_hosts = not self._hosts.is_fresh(hosts_within_s)
+        hosts, routers, overrides = await self._indexes.fleet_names(with_hosts=not reads_hosts)
+        digests = await self._hosts.digests() if reads_hosts else {}
+        changed = self._hosts.changed(digests)
         async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
             for function in overrides:
                 pipe.hgetall(self.names.override(function))
-            keys = [
-                *map(self.names.host, changed), *map(self.names.namesake, hosts), *map(self.names.router, routers)
-            ]  # fmt: skip
+            keys = [*map(self.names.host, changed), *map(self.names.router, routers)]
             pipe.mget([*keys, self.names.hosts])  # the last one is of another type, so nothing: MGET needs a key
             pipe.zrange(self.names.used, 0, -1, withscores=True)
             pipe.smembers(self.names.cordon)
@@ -305,16 +291,16 @@ class Registry:
                     raise broken
         ended = now + time.monotonic() - began
         rest = iter(values)
-        of_changed, of_namesakes = {h: next(rest) for h in changed}, [next(rest) for _ in hosts]
+        of_changed = {h: next(rest) for h in changed}
         of_routers = [next(rest) for _ in routers]
         of_overrides = {f: None if is_of_wrong_type(r) else r for f, r in zip(overrides, records, strict=True)}
-        of_hosts = [self._host_read(h, head, of_changed.get(h)) for h, head in zip(hosts, heads, strict=True)]
-        await self._indexes.remove_missing(self.names.hosts, self.names.host, hosts, of_hosts)
+        newest = {h: self._newest[h] for h in hosts if h in self._newest}
+        if reads_hosts:
+            of_hosts = self._hosts.take(digests, of_changed)
+            await self._indexes.remove_missing(self.names.hosts, self.names.host, [*digests], of_hosts.values())
+            newest = self._newest = self._reader.hosts(filter(None, of_hosts.values()), now, ended)
         await self._indexes.remove_missing(self.names.routers, self.names.router, routers, of_routers)
         await self._indexes.remove_missing(self.names.overrides, self.names.override, overrides, of_overrides.values())
-        self._hosts_read = {h: self._hosts_read[h] for h in hosts if h in self._hosts_read}
-        newest = self._reader.hosts(filter(None, of_hosts), now, ended)
-        namesakes = [n for v in of_namesakes if (n := decoded(v, Namesake))]
         reports = [r for v in of_routers if (r := decoded(v, RouterReport))]
         return Fleet(
             hosts=newest,
@@ -322,20 +308,9 @@ class Registry:
             used=self._reader.used({text(m): score for m, score in used}, seconds + micros / 1e6, ended),
             cordoned=frozenset(text(c) for c in cordoned),
             overrides={function: override_of(values) for function, values in of_overrides.items() if values},
-            namesakes={n.name: n for n in namesakes if n.name in newest and n.home != newest[n.name].home},
+            namesakes={n.name: n for n in self._hosts.namesakes if n.name in newest and n.home != newest[n.name].home},
             at=now,
         )
-
-    def _host_read(self, host: str, head: bytes, value: bytes | None) -> HostRecord | None:
-        """Return a host's record: from its value, if that was read now, else as it was read before."""
-        if value is None:
-            earlier = self._hosts_read.get(host)
-            return earlier[1] if earlier is not None and earlier[0] == head else None
-        record = host_record(value, host)
-        self._hosts_read.pop(host, None)
-        if record is not None and is_whole_head(value[:HEAD_BYTES]):
-            self._hosts_read[host] = (value[:HEAD_BYTES], record)
-        return record
 
     async def bell(self) -> AsyncIterator[str]:
         """Yield the names of what changed ("host:…", "router:…"); "" every second in which nothing did.

@@ -27,7 +27,7 @@ from cortex.platform.record import (
     use,
 )
 from cortex.platform.registry import RecordUnavailable, Registry
-from cortex.router.request.model_traits import known_models
+from cortex.router.instance_index import InstanceIndex
 from cortex.router.silence import silent_hosts, without
 
 log = structlog.get_logger()
@@ -65,12 +65,10 @@ class FleetView:
         self._read_error: RecordUnavailable | None = None
         """Of the last read."""
         self._own_uses: dict[str, float] = {}
-        self._profiles: dict[str, ModelProfile] = {}
-        self._ready: dict[tuple[str, str], tuple[Instance, ...]] = {}
+        self._index = InstanceIndex()
         self._elsewhere: dict[str, int] = {}
         self._waiting: dict[str, int] = {}
         self._shares: dict[str, ShareUse] = {}
-        self._placed: dict[str, tuple[str, str]] = {}
         self._suspects: dict[str, tuple[float, float]] = {}
         self._given_up: dict[str, float] = {}
         self._unsure: frozenset[str] = frozenset()
@@ -91,7 +89,7 @@ class FleetView:
 
     def ready(self, function: str, revision: str) -> tuple[Instance, ...]:
         """Return the instances that may receive requests now."""
-        instances = self._ready.get((function, revision), ())
+        instances = self._index.ready(function, revision)
         if not self._suspects or not instances:
             return instances
         now = time.monotonic()
@@ -100,13 +98,13 @@ class FleetView:
     def suspected(self, function: str, revision: str) -> tuple[Instance, ...]:
         """Return the ready instances that are suspects, but not given up."""
         now = time.monotonic()
-        instances = self._ready.get((function, revision), ())
+        instances = self._index.ready(function, revision)
         return tuple(i for i in instances if self._suspected(i.id, now) and self._given_up.get(i.id, 0.0) < now)
 
     def failed(self, function: str, revision: str) -> tuple[str, ...]:
         """Return the instances that were given up and are still ready in the record."""
         now = time.monotonic()
-        ready = self._ready.get((function, revision), ())
+        ready = self._index.ready(function, revision)
         return tuple(i.id for i in ready if self._given_up.get(i.id, 0.0) >= now)
 
     def unsure(self, instance: str) -> bool:
@@ -148,7 +146,7 @@ class FleetView:
 
     def profile(self, function: str) -> ModelProfile | None:
         """Return the profile of a function's model, read from a host's weights."""
-        return self._profiles.get(function)
+        return self._index.profiles.get(function)
 
     def instance(self, instance: str) -> tuple[HostRecord, Instance] | None:
         """Return an instance and its host."""
@@ -163,13 +161,21 @@ class FleetView:
         entry = self.instance(instance)
         return entry is not None and entry[1].state is State.DRAINING and bool(entry[1].yields_to)
 
+    def coming(self, function: str, revision: str) -> Instance | None:
+        """Return an instance of a function's revision on its way up, on a host that reports."""
+        for host, instances in self._index.of(function).items():
+            for instance in instances:
+                if instance.revision == revision and instance.is_coming and host in self.fleet.hosts:
+                    return instance
+        return None
+
     def placed(self, instance: str) -> tuple[str, str] | None:
         """Return the function and the host of an instance in the record."""
-        return self._placed.get(instance)
+        return self._index.placed(instance)
 
     def instances(self) -> Collection[str]:
         """Return the ids of all instances in the record."""
-        return self._placed.keys()
+        return self._index.ids()
 
     def suspects(self) -> list[str]:
         """Return the suspects: instances that recently refused a connection."""
@@ -342,21 +348,13 @@ class FleetView:
         self._take(replace(fleet, silent=silent_hosts(self.fleet, fleet.hosts, clock.now())))
 
     def _take(self, fleet: Fleet) -> None:
-        ready: dict[tuple[str, str], list[Instance]] = {}
-        for host in fleet.records():
-            for instance in host.instances:
-                if instance.state is State.READY:
-                    ready.setdefault((instance.function, instance.revision), []).append(instance)
+        self._index.update({h.name: h for h in fleet.records()})
         self._others = any(router != self.router for router in fleet.routers)
         self.company += self._others
         others = use(replace(fleet, routers={i: r for i, r in fleet.routers.items() if i != self.router}))
-        if fleet.hosts is not self.fleet.hosts:
-            self._profiles = known_models({h.name: h for h in fleet.records()})
         if fleet.silent.keys() != self.fleet.silent.keys():
             self._log_silence(self.fleet, fleet)
         self.fleet = fleet
-        self._ready = {k: tuple(v) for k, v in ready.items()}
-        self._placed = {i.id: (i.function, h.name) for h in fleet.records() for i in h.instances}
         self._elsewhere, self._waiting, self._shares = others.in_flight, others.waiting, others.shares
         self._unsure = frozenset(i.id for i in self.silent_instances())
         self._misses = {i: n for i, n in self._misses.items() if i in self._unsure}

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from cortex.functions.capabilities import ModelProfile
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import State
+from cortex.functions.memo import Memo
 from cortex.functions.spec import Function
 from cortex.platform.record import Failure, Fleet, Instance
 from cortex.platform.scheduling.placement import Need, misfit, need
@@ -45,22 +46,29 @@ class Placed:
 
     def instances(self, function: str) -> list[tuple[str, Instance]]:
         """Return a function's instances with their hosts, by host and id."""
-        return sorted(self._instances.get(function, ()), key=lambda placed: (placed[0], placed[1].id))
+        placed = self._instances.get(function)
+        return sorted(placed, key=lambda p: (p[0], p[1].id)) if placed else []
 
     def state(self, function: str) -> str:
         """Return the state of a function's most advanced instance, else `failing` or `cold`."""
-        failing = any(f.retry_at > self._fleet.at for f in self._failures.get(function, ()))
-        return furthest({i.state for _, i in self._instances.get(function, ())}, failing=failing)
+        failures, placed = self._failures.get(function), self._instances.get(function)
+        failing = bool(failures) and any(f.retry_at > self._fleet.at for f in failures)
+        return furthest({i.state for _, i in placed} if placed else (), failing=failing)
 
     def feasible_on(self, function: Function) -> list[str]:
         """Return the first `MOST_HOSTS` hosts by name on which a function can run. Functions with the same need share
         the list."""
-        requirement = replace(need(function, None), function="", priority=0)
+        requirement = _requirement(function)
         hosts = self._feasible.get(requirement)
         if hosts is None:
             names = sorted(h.name for h in self._fleet.hosts.values() if misfit(requirement, h) is None)
             hosts = self._feasible[requirement] = names[:MOST_HOSTS]
         return hosts
+
+
+_requirement = Memo(lambda function: replace(need(function, None), function="", priority=0))
+_unprofiled = Memo(lambda function: abilities(function, None, ()))
+"""What is known of a function from its entry alone."""
 
 
 def listing(catalogue: Catalogue, fleet: Fleet, created: int) -> list[dict[str, Any]]:
@@ -74,25 +82,27 @@ def listing(catalogue: Catalogue, fleet: Fleet, created: int) -> list[dict[str, 
 def entry(function: Function, placed: Placed, created: int, profile: ModelProfile | None) -> dict[str, Any]:
     """Return a function's OpenAI model entry, with cortex's fields on state and location."""
     instances = placed.instances(function.base_id)
+    ready = [i for _, i in instances if i.state is State.READY]
+    known = abilities(function, profile, ready) if profile is not None or ready else _unprofiled(function)
     return {
         "id": function.id,
         "object": "model",
         "created": created,
         "owned_by": OWNER,
-        "loaded": any(i.state is State.READY for _, i in instances),
+        "loaded": bool(ready),
         "state": placed.state(function.base_id),
         "feasible_on": placed.feasible_on(function),
         "locations": [
             {"node": host, "status": _status(i), "vram_estimate_mb": (i.memory_mb or None)} for host, i in instances
         ],
         "alias_of": None,
-        **abilities(function, profile, [i for _, i in instances if i.state is State.READY]),
+        **known,
     }
 
 
 def furthest(states: Collection[State], *, failing: bool) -> str:
     """Return the most advanced state, else `failing` or `cold`."""
-    for candidate in _BEST_FIRST:
+    for candidate in _BEST_FIRST if states else ():
         if candidate in states:
             return candidate
     return "failing" if failing else "cold"

@@ -418,4 +418,4 @@ async def test_of_agents_that_did_not_answer_the_one_that_failed_longest_ago_is_
     proposer = Stage(()).proposer
     proposer._slow = {"a": time.monotonic() + 20, "b": time.monotonic() + 10, "c": time.monotonic() - 1}
 
-    assert proposer._slow_last(["a", "b", "c", "d"]) == ["c", "d", "b", "a"]
+    assert list(proposer._slow_last(["a", "b", "c", "d"])) == ["c", "d", "b", "a"]

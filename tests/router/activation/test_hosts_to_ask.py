@@ -5,7 +5,8 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.platform.record import DrainReason, Fleet, Held, HostRecord, Instance, SilentHost, Tier, use
-from cortex.platform.scheduling.placement import need
+from cortex.platform.scheduling.placement import Need, NoRoom, Placement, need
+from cortex.router.activation import load_balancing
 from cortex.router.activation.load_balancing import blocked_by_foreign_memory, hosts_to_ask, why_nowhere
 from tests.support.factories import a_device, a_function, a_host, an_instance
 
@@ -36,7 +37,7 @@ def test_a_host_that_holds_the_weights_is_asked_before_one_that_has_to_fetch_the
     fleet = Fleet(hosts={h.name: h for h in hosts})
 
     function = a_function()
-    assert hosts_to_ask(need(function, None), function, fleet, use(fleet), NOW) == expected
+    assert list(hosts_to_ask(need(function, None), function, fleet, use(fleet), NOW)) == expected
 
 
 def test_a_host_it_is_pinned_on_comes_before_one_that_holds_the_weights() -> None:
@@ -44,7 +45,7 @@ def test_a_host_it_is_pinned_on_comes_before_one_that_holds_the_weights() -> Non
     hosts = [named("a", a_host()), named("b", a_host(), weights={function.id: 1})]
     fleet = Fleet(hosts={h.name: h for h in hosts})
 
-    assert hosts_to_ask(need(function, None), function, fleet, use(fleet), NOW) == ["b", "a"]
+    assert list(hosts_to_ask(need(function, None), function, fleet, use(fleet), NOW)) == ["b", "a"]
 
 
 ASLEEP = an_instance("asleep", state=State.SLEEPING, parked=Tier.SLEEP, parks_to=Tier.SLEEP, parked_mb=100)
@@ -63,7 +64,7 @@ def test_a_host_whose_instance_returns_soonest_comes_after_one_that_serves(
     a, b, c = named("a", a_host(), weights={function.id: 1}), named("b", a_host(FROZEN)), named("c", a_host(ASLEEP))
     fleet = Fleet(hosts={h.name: h for h in (a, b, c, named("d", a_host(an_instance("one"))))})
 
-    assert hosts_to_ask(need(function, None), function, fleet, use(fleet), NOW, exclude) == expected
+    assert list(hosts_to_ask(need(function, None), function, fleet, use(fleet), NOW, exclude)) == expected
 
 
 PARKING = an_instance("parking", state=State.PARKING, reason=DrainReason.IDLE, parks_to=Tier.SLEEP)
@@ -87,7 +88,7 @@ def test_a_host_whose_instance_is_being_parked_comes_before_one_without(
     a, b = named("a", a_host(), weights={function.id: 1}), named("b", a_host(FROZEN))
     fleet = Fleet(hosts={h.name: h for h in (a, b, named("c", a_host(instance)))})
 
-    assert hosts_to_ask(need(function, None), function, fleet, use(fleet), NOW) == expected
+    assert list(hosts_to_ask(need(function, None), function, fleet, use(fleet), NOW)) == expected
 
 
 @pytest.mark.parametrize(
@@ -102,14 +103,14 @@ def test_a_host_that_has_an_instance_is_asked_first_unless_one_more_is_wanted(
     hosts = [named("a", a_host(), weights={function.id: 1}), named("b", a_host(an_instance("one")))]
     fleet = Fleet(hosts={h.name: h for h in hosts})
 
-    assert hosts_to_ask(need(function, None), function, fleet, use(fleet), NOW, companions) == expected
+    assert list(hosts_to_ask(need(function, None), function, fleet, use(fleet), NOW, companions)) == expected
 
 
 def test_silent_hosts_are_named_when_no_host_is_alive() -> None:
     silent = SilentHost(record=named("a", a_host(an_instance("one"))), since=NOW)
     fleet = Fleet(silent={"a": silent})
 
-    assert hosts_to_ask(need(a_function(), None), a_function(), fleet, use(fleet), NOW) == []
+    assert list(hosts_to_ask(need(a_function(), None), a_function(), fleet, use(fleet), NOW)) == []
     assert "a no longer reports" in why_nowhere(need(a_function(), None), fleet, use(fleet), NOW)
 
 
@@ -143,3 +144,23 @@ def test_foreign_memory_blocks_a_function_where_no_host_can_have_room_for_it(
     why = blocked_by_foreign_memory(BLOCKED, fleet, use(fleet), NOW)
 
     assert [part.partition(":")[0] for part in why.split("; ") if part] == blocked_on
+
+
+def test_hosts_are_estimated_only_as_far_as_the_order_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = [named(f"host-{n:03}", FULL if n < 3 else a_host()) for n in range(300)]
+    fleet, function = Fleet(hosts={h.name: h for h in hosts}), a_function()
+    estimated: list[str] = []
+
+    def counting(need: Need, host: HostRecord, *rest: object, **more: object) -> Placement | NoRoom:
+        estimated.append(host.name)
+        return place(need, host, *rest, **more)
+
+    place = load_balancing.place
+    monkeypatch.setattr(load_balancing, "place", counting)
+    order = hosts_to_ask(need(function, None), function, fleet, use(fleet), NOW)
+
+    assert order.first(2) == ["host-003", "host-004"]
+    assert estimated == [h.name for h in hosts[:5]]
+    assert [*order][-3:] == ["host-000", "host-001", "host-002"], "where one has to leave"
+    assert order.first(1) == ["host-003"]
+    assert len(estimated) == 300

@@ -8,10 +8,11 @@ from msgspec.structs import replace
 from cortex.functions.launch import StartMode
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Start, revision
-from cortex.platform.record import Failure, HostRecord, SilentHost
+from cortex.platform.record import Failure, HostRecord, SilentHost, used_function
 from cortex.platform.scheduling.ledger import Entry, StartTimes
 from cortex.router.api_types import FunctionView
-from cortex.router.overview.functions import function_views
+from cortex.router.overview import functions
+from cortex.router.overview.functions import function_view, function_views
 from cortex.router.overview.snapshot import FleetSnapshot, Index
 from cortex.router.overview.wording import start_lines, start_text
 from tests.router.overview.snapshots import NOW, a_snapshot
@@ -122,3 +123,17 @@ def test_an_instance_shows_how_it_was_started_or_what_it_is_to_replace() -> None
     (view,) = views(a_snapshot(a_function(), hosts=(a_host(fast, successor),)))
 
     assert [start_text(i) for i in view.instances] == ["fast", "full, to replace one"]
+
+
+def test_a_function_of_which_the_record_has_nothing_is_shown_as_any_other() -> None:
+    quiet, busy = a_function("org/quiet"), a_function("org/busy")
+    snapshot = a_snapshot(quiet, busy, hosts=(a_host(an_instance(function="org/busy")),))
+    used = replace(snapshot.fleet, used={used_function("org/quiet"): NOW - 5})
+    snapshot = replace(snapshot, fleet=used)
+    index = Index(snapshot)
+
+    shown = [function_view(quiet, snapshot, index), function_view(quiet, snapshot, index)]
+
+    assert index.is_quiet("org/quiet", "") and not index.is_quiet("org/busy", "")
+    assert shown == [functions._function_view(quiet, snapshot, index)] * 2
+    assert shown[0].last_used == NOW - 5

@@ -57,6 +57,8 @@ from cortex.platform.workers.supervisor import Supervisor
 log = structlog.get_logger()
 
 TICK_S = 0.5
+OTHERS_S, OTHERS_MOST_S = 0.01, 5.0
+"""How old the records of other hosts may be, for each host and at most: each agent of a large fleet reads them all."""
 STOP_ALL_S = 8.0
 OLD_REQUESTS_S = 2.0
 """How long after a stall a request for a start counts as one from before it."""
@@ -378,7 +380,8 @@ class Agent:
         self._seen = self.scheduler.record().epoch
         try:
             await self._registry.touch(used)
-            fleet = await self._registry.fleet(clock.now())
+            hosts = len(self._fleet.hosts) if self._fleet else 0
+            fleet = await self._registry.fleet(clock.now(), min(OTHERS_S * hosts, OTHERS_MOST_S))
         except RecordUnavailable:
             self._in_flight.put_back(used)
             return None

@@ -140,7 +140,7 @@ class Activator:
             while time.monotonic() < deadline:
                 target = find()
                 function, rev = target.base, target.revision
-                instance = next(iter(self._view.ready(function.id, rev)), None) or self._starting(function, rev)
+                instance = next(iter(self._view.ready(function.id, rev)), None) or self._view.coming(function.id, rev)
                 if instance is not None:
                     return instance.id
                 if await self._recover_suspects(function, rev):
@@ -186,7 +186,7 @@ class Activator:
         """
         function, rev = target.base, target.revision
         async with self._claim(function.id) as claimed:
-            if not claimed or self._starting(function, rev):
+            if not claimed or self._view.coming(function.id, rev):
                 return None
             existing = tuple(i.id for h in self._view.fleet.hosts.values() for i in h.of(function.id))
             request = Ensure(function, beside=existing, evict=evict, minimum=not for_request, unused_s=unused_s)
@@ -236,7 +236,7 @@ class Activator:
         while self._in_flight.waiting_for(function.id) and self._declares(function, rev):
             if self._view.ready(function.id, rev):  # (1)
                 return
-            starting = self._starting(function, rev)
+            starting = self._view.coming(function.id, rev)
             if starting is not None:  # (2)
                 self._refusals.pop((function.id, rev), None)
                 awaited, unseen_since = starting.id, time.monotonic()
@@ -301,7 +301,7 @@ class Activator:
         """Propose under the claim, with `turn` also where instances in use must be closed; None when another router has
         the claim, or was faster."""
         async with self._claim(function.id) as claimed:
-            if not claimed or self._starting(function, rev) or self._view.ready(function.id, rev):
+            if not claimed or self._view.coming(function.id, rev) or self._view.ready(function.id, rev):
                 return None
             waited_s, failed = self._in_flight.waited_s(function.id), self._view.failed(function.id, rev)
             request = Ensure(function, force=force, waited_s=waited_s, turn=turn, failed=failed)
@@ -320,13 +320,6 @@ class Activator:
         finally:
             with contextlib.suppress(RecordUnavailable):
                 await self._registry.release(function, token)
-
-    def _starting(self, function: Function, rev: str) -> Instance | None:
-        for host in self._view.fleet.hosts.values():
-            for instance in host.instances:
-                if (instance.function, instance.revision) == (function.id, rev) and instance.is_coming:
-                    return instance
-        return None
 
     def _has_left(self, instance: str, host: str) -> bool:
         """Whether the host of an instance is alive and no longer has it, or has it parked."""

@@ -1,8 +1,10 @@
 """Which instance serves a request, and which hosts to try for a new one. Pure."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from hashlib import blake2b
+from itertools import count, islice
 from math import ceil
+from operator import attrgetter
 from types import MappingProxyType
 
 from cortex.functions.lifecycle import State
@@ -62,9 +64,30 @@ def _rank(session: str, instance: str) -> bytes:
     return blake2b(f"{session}\0{instance}".encode(), digest_size=8).digest()
 
 
+class HostOrder:
+    """Hosts, best first. Each is estimated only when the order is read as far as that."""
+
+    def __init__(self, hosts: Iterator[str]) -> None:
+        self._known: list[str] = []
+        self._rest = hosts
+
+    def __iter__(self) -> Iterator[str]:
+        for number in count():
+            if number == len(self._known):
+                following = next(self._rest, None)
+                if following is None:
+                    return
+                self._known.append(following)
+            yield self._known[number]
+
+    def first(self, number: int) -> list[str]:
+        """Return the first hosts, at most so many."""
+        return list(islice(self, number))
+
+
 def hosts_to_ask(
     need: Need, function: Function, fleet: Fleet, use: Use, now: float, exclude: Collection[str] = ()
-) -> list[str]:
+) -> HostOrder:
     """Return the hosts that may run a function, best first. An estimate: the agent decides.
 
     In order: hosts with an instance of it that is not in `exclude`, which may already serve, or only rehearses its
@@ -72,29 +95,45 @@ def hosts_to_ask(
     hosts with its weights, room without eviction, the fewest evictions, possible room later, and the name. Hosts on
     which it can never run, and cordoned ones, are left out.
     """
-    ranked = []
+    return HostOrder(_in_order(need, function, fleet, use, now, exclude))
+
+
+def _in_order(
+    need: Need, function: Function, fleet: Fleet, use: Use, now: float, exclude: Collection[str]
+) -> Iterator[str]:
+    groups: dict[tuple[bool, int, bool, bool], list[HostRecord]] = {}
     rev = revision(function)
     for host in fleet.hosts.values():
         if host.name in fleet.cordoned:
             continue
-        same = [i for i in host.instances if (i.function, i.revision) == (function.id, rev) and i.id not in exclude]
-        has_one = any(i.state is State.READY or i.is_coming or i.comes_back for i in same)
-        estimate = place(need, host, use, now, cordoned=host.name in fleet.cordoned)
-        returns = min((_RETURNS.get(i.state, _NO_RETURN) for i in same), default=_NO_RETURN)
-        if isinstance(estimate, NoRoom) and estimate.when is When.NEVER and not has_one and returns == _NO_RETURN:
-            continue
-        pinned = host.name in function.pinned_on
-        evictions = len(estimate.evict) if isinstance(estimate, Placement) else 1_000_000
-        ranked.append((not has_one, returns, not pinned, function.id not in host.weights, evictions, host.name))
-    return [name for *_, name in sorted(ranked)]
+        same = [i for i in host.instances if i.function == function.id and i.revision == rev and i.id not in exclude]
+        has_one, returns = False, _NO_RETURN
+        if same:
+            has_one = any(i.state is State.READY or i.is_coming or i.comes_back for i in same)
+            returns = min(_RETURNS.get(i.state, _NO_RETURN) for i in same)
+        rank = (not has_one, returns, host.name not in function.pinned_on, function.id not in host.weights)
+        groups.setdefault(rank, []).append(host)
+    for rank in sorted(groups):
+        has_none = rank[:2] == (True, _NO_RETURN)
+        others: list[tuple[int, str]] = []
+        for host in sorted(groups[rank], key=attrgetter("name")):
+            estimate = place(need, host, use, now)
+            if isinstance(estimate, NoRoom) and estimate.when is When.NEVER and has_none:
+                continue
+            evictions = len(estimate.evict) if isinstance(estimate, Placement) else 1_000_000
+            if evictions:
+                others.append((evictions, host.name))
+            else:
+                yield host.name
+        yield from (name for _, name in sorted(others))
 
 
-def candidates(need: Need, order: Sequence[str], fleet: Fleet, use: Use, now: float) -> list[dict[str, object]]:
+def candidates(need: Need, order: HostOrder, fleet: Fleet, use: Use, now: float) -> list[dict[str, object]]:
     """Return the estimates for the first hosts of an order, then for hosts that are not in it, `MOST_LISTED` in all:
     the evictions, or why the function does not fit."""
-    possible = [name for name in order if name in fleet.hosts][:MOST_LISTED]
-    never = sorted(fleet.hosts.keys() - set(order))[: MOST_LISTED - len(possible)]
-    return [_estimate(need, fleet.hosts[name], fleet, use, now) for name in (*possible, *never)]
+    first = order.first(MOST_LISTED)
+    never = sorted(fleet.hosts.keys() - set(first))[: MOST_LISTED - len(first)]  # the order ends before them
+    return [_estimate(need, fleet.hosts[name], fleet, use, now) for name in (*first, *never) if name in fleet.hosts]
 
 
 def _estimate(need: Need, host: HostRecord, fleet: Fleet, use: Use, now: float) -> dict[str, object]:

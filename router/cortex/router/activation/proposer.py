@@ -6,7 +6,7 @@ error: a function that crashes everywhere is reported as such, and one for which
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import structlog
 from msgspec.structs import replace
@@ -18,7 +18,7 @@ from cortex.platform.in_flight import InFlight
 from cortex.platform.record import Failure, use
 from cortex.platform.scheduling.placement import Need, NoRoom, When, misfit, need, place
 from cortex.router.activation.agents import Agents, AgentUnavailable, AgentUnreachable
-from cortex.router.activation.load_balancing import candidates, hosts_to_ask, why_nowhere
+from cortex.router.activation.load_balancing import HostOrder, candidates, hosts_to_ask, why_nowhere
 from cortex.router.activation.waits import ready_in_s
 from cortex.router.decision_log import DecisionLog, RouterDecision
 from cortex.router.errors import SEE_WHY, NoCapacity, RequestError, StartFailed
@@ -65,10 +65,12 @@ class Proposer:
         function_need = need(function, None)
         fleet = self._view.fleet
         usage = use(fleet)
-        order = self._slow_last(hosts_to_ask(function_need, function, fleet, usage, self._now(), request.beside))
+        hosts = hosts_to_ask(function_need, function, fleet, usage, self._now(), request.beside)
+        order = HostOrder(self._slow_last(hosts))
+        has_choice = len(order.first(2)) > 1
         refusals: dict[str, Rejected] = {}
-        accepted = await self._first_host(order, replace(request, turn=request.turn and len(order) == 1), refusals)
-        if accepted is None and request.turn and len(order) > 1 and (host := _soonest_turn(refusals)):
+        accepted = await self._first_host(order, replace(request, turn=request.turn and not has_choice), refusals)
+        if accepted is None and request.turn and has_choice and (host := _soonest_turn(refusals)):
             accepted = await self._first_host([host], request, refusals)  # a host with room goes before a turn
         if accepted is None:
             refusal = self._refusal(function, function_need, refusals)
@@ -137,11 +139,17 @@ class Proposer:
             refusals[host] = answer
         return None
 
-    def _slow_last(self, hosts: list[str]) -> list[str]:
-        """Return the hosts, with those last whose agents recently did not answer."""
+    def _slow_last(self, hosts: Iterable[str]) -> Iterator[str]:
+        """Yield the hosts, with those last whose agents recently did not answer."""
         now = time.monotonic()
-        self._slow = {host: until for host, until in self._slow.items() if until > now}
-        return sorted(hosts, key=lambda host: self._slow.get(host, 0.0))
+        slow = self._slow = {host: until for host, until in self._slow.items() if until > now}
+        last = []
+        for host in hosts:
+            if host in slow:
+                last.append(host)
+            else:
+                yield host
+        yield from sorted(last, key=slow.__getitem__)
 
     def _note_proposed(
         self,

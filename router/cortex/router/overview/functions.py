@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable
 
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from cortex.functions import hours
+from cortex.functions.catalogue import Catalogue
 from cortex.functions.launch import StartMode
+from cortex.functions.memo import Memo
 from cortex.functions.spec import Engine, Function, Start
 from cortex.platform.record import HostRecord, Instance, Override, used_function
 from cortex.platform.scheduling.ledger import Entry, expected_s, placement_mb
@@ -32,6 +34,23 @@ def placeholder(function: str) -> Function:
 
 def function_view(function: Function, snapshot: FleetSnapshot, index: Index) -> FunctionView:
     """Return one function."""
+    revision = snapshot.revisions.get(function.id, "")
+    if function.warm or not index.is_quiet(function.id, revision):
+        return _function_view(function, snapshot, index)
+    last_used = snapshot.fleet.used.get(used_function(function.id))
+    return replace(_quiet_view(function), revision=revision, now=snapshot.now, last_used=last_used)
+
+
+_quiet_view = Memo(lambda function: _function_view(function, *_quiet(function)))
+"""The views of functions of which the record has nothing, except for revision, time and last use."""
+
+
+def _quiet(function: Function) -> tuple[FleetSnapshot, Index]:
+    snapshot = FleetSnapshot(catalogue=Catalogue(functions={function.id: function}, aliases={}))
+    return snapshot, Index(snapshot)
+
+
+def _function_view(function: Function, snapshot: FleetSnapshot, index: Index) -> FunctionView:
     declared = function.id in snapshot.catalogue.functions
     revision = snapshot.revisions.get(function.id, "")
     entry = index.starts.get(revision)

@@ -98,6 +98,19 @@ class Index:
         for field, entry in snapshot.ledger.items():
             self.measured[revision_of(field)][device_of(field)] = entry
 
+        by_function = (
+            self.placed, self.failures, self.unreadable, self.in_line, self.aliases,
+            self.usage.waiting, fleet.overrides,
+        )  # fmt: skip
+        self._busy = {f for of in by_function for f in of}
+        """The functions of which the record has anything."""
+        self._known = {*self.starts, *self.measured, *self.cannot_park}
+        """The revisions."""
+
+    def is_quiet(self, function: str, revision: str) -> bool:
+        """Whether the record has nothing of a function but its last use."""
+        return not self.has_foreign and function not in self._busy and revision not in self._known
+
     def in_flight(self, instance: Instance) -> int:
         """Return an instance's number of requests in flight."""
         return self.usage.in_flight.get(instance.id, 0)

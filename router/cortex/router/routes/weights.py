@@ -121,7 +121,7 @@ def _best(view: FleetView, function: Function, host: str) -> HostRecord:
     if host:
         return _hosts(view, host)[0]
     fleet, requirement = view.fleet, need(function, None)
-    names = hosts_to_ask(requirement, function, fleet, use(fleet), clock.now())
+    names = hosts_to_ask(requirement, function, fleet, use(fleet), clock.now()).first(1)
     if not names:
         why = why_nowhere(requirement, fleet, use(fleet), clock.now())
         raise NoCapacity(f"no host can run '{function.id}': {why}")
