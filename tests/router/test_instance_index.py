@@ -48,7 +48,8 @@ def contents(index: InstanceIndex) -> object:
 
 @given(st.lists(fleets, min_size=1, max_size=6))
 def test_an_index_that_follows_changes_is_the_index_of_the_last_records(history: list[dict]) -> None:  # type: ignore[type-arg]
-    index, present = InstanceIndex(), {}
+    index = InstanceIndex()
+    present: dict[str, HostRecord] = {}
     for fleet in history:
         present = records(fleet, present)
         index.update(present)

@@ -84,7 +84,7 @@ class Invariants:
         """Watch a machine's workers and its agent's answers."""
         machine.on_spawn = self._spawned
         machine.on_signal = self._signal
-        machine.on_request = self._requested
+        machine.on_refusal = self._refused
         self.world.servers[machine.name].on_ensure = self._ensured
 
     # Clients.
@@ -207,24 +207,27 @@ class Invariants:
             if held > machine.devices[device]:
                 self.world.fail("processes fit on their devices", f"{device}: {held} MB of {machine.devices[device]}")
 
-    def _requested(self, worker: Worker) -> None:
-        if worker.asleep:
+    def _refused(self, worker: Worker, router: str) -> None:
+        """A worker that sleeps gets a request only of a router that does not report: the agent waits for no other."""
+        if self._reports(router):
             self.world.fail(
                 "no request reaches a worker that sleeps",
-                f"{worker.machine.name} {worker.function.id} {worker.instance}",
+                f"{worker.machine.name} {worker.function.id} {worker.instance} got one of {router}",
             )
+
+    def _reports(self, router: str) -> bool:
+        slot = self.world.routers.get(router)
+        if slot is None or slot.router is None:
+            return False
+        return bool(self.world.redis.model.call("EXISTS", f"cortex:router:{slot.router.id}"))
 
     def _signal(self, worker: Worker, number: int) -> None:
         """A worker is stopped only when no router that reports has a request there."""
         self.world.note(f"{signal.Signals(number).name} to {worker.function.id} {worker.instance}")
         if worker.hung or not worker.ready or worker.function.id in self.may_cut:
             return
-        model = self.world.redis.model
         for router in worker.open.values():
-            slot = self.world.routers.get(router)
-            if slot is None or slot.router is None:
-                continue
-            if model.call("EXISTS", f"cortex:router:{slot.router.id}"):
+            if self._reports(router):
                 self.world.fail(
                     "nothing in flight is cut",
                     f"{worker.machine.name} stops {worker.function.id} {worker.instance} with a request of {router}",

@@ -175,7 +175,7 @@ class Machine:
         self.manner: Callable[[Function], Manner] = lambda _: Manner(start_s=2.0)
         self.on_spawn: Callable[[Worker], None] = lambda _: None
         self.on_signal: Callable[[Worker, int], None] = lambda _worker, _number: None
-        self.on_request: Callable[[Worker], None] = lambda _: None
+        self.on_refusal: Callable[[Worker, str], None] = lambda _worker, _router: None
         self.park_ram_mb = 0
         self.agent: Process | None = None
         self.hub = Hub(loop)

@@ -105,6 +105,8 @@ class Session:
         match method, path:
             case "GET", "/health":
                 return 200, [b"{}"], 0.0
+            case "GET", "/v1/models" if worker.asleep:
+                return 503, [b"{}"], 0.0
             case "GET", "/v1/models":
                 return 200, [msgspec.json.encode({"data": [{"id": worker.function.id}]})], 0.0
             case "GET", "/metrics":
@@ -117,11 +119,12 @@ class Session:
                 return _moved(worker.wake())
             case "POST", _ if path.partition("?")[0] == "/sleep":
                 return _moved(worker.sleep())
+            case _ if worker.asleep:
+                worker.machine.on_refusal(worker, self._place)
+                return 503, [b'{"error": {"message": "this worker sleeps"}}'], 0.0
             case _ if b'"stream":true' in body:
-                worker.machine.on_request(worker)
                 return 200, streamed(worker.function.id), self._fabric.service_s(worker, body)
             case _:
-                worker.machine.on_request(worker)
                 answer = {"model": worker.function.id, "revision": worker.revision, "instance": worker.instance}
                 return 200, [msgspec.json.encode(answer)], self._fabric.service_s(worker, body)
 

@@ -52,7 +52,7 @@ class Placed:
     def state(self, function: str) -> str:
         """Return the state of a function's most advanced instance, else `failing` or `cold`."""
         failures, placed = self._failures.get(function), self._instances.get(function)
-        failing = bool(failures) and any(f.retry_at > self._fleet.at for f in failures)
+        failing = failures is not None and any(f.retry_at > self._fleet.at for f in failures)
         return furthest({i.state for _, i in placed} if placed else (), failing=failing)
 
     def feasible_on(self, function: Function) -> list[str]:

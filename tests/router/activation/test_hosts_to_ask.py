@@ -4,8 +4,8 @@ import pytest
 from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
-from cortex.platform.record import DrainReason, Fleet, Held, HostRecord, Instance, SilentHost, Tier, use
-from cortex.platform.scheduling.placement import Need, NoRoom, Placement, need
+from cortex.platform.record import DrainReason, Fleet, Held, HostRecord, Instance, SilentHost, Tier, Use, use
+from cortex.platform.scheduling.placement import Need, NoRoom, Placement, need, place
 from cortex.router.activation import load_balancing
 from cortex.router.activation.load_balancing import blocked_by_foreign_memory, hosts_to_ask, why_nowhere
 from tests.support.factories import a_device, a_function, a_host, an_instance
@@ -151,11 +151,10 @@ def test_hosts_are_estimated_only_as_far_as_the_order_is_read(monkeypatch: pytes
     fleet, function = Fleet(hosts={h.name: h for h in hosts}), a_function()
     estimated: list[str] = []
 
-    def counting(need: Need, host: HostRecord, *rest: object, **more: object) -> Placement | NoRoom:
+    def counting(need: Need, host: HostRecord, use: Use, now: float) -> Placement | NoRoom:
         estimated.append(host.name)
-        return place(need, host, *rest, **more)
+        return place(need, host, use, now)
 
-    place = load_balancing.place
     monkeypatch.setattr(load_balancing, "place", counting)
     order = hosts_to_ask(need(function, None), function, fleet, use(fleet), NOW)
 

@@ -337,7 +337,7 @@ class _Record(Registry):
     def __init__(self, read: Callable[[], Fleet]) -> None:
         self._read = read
 
-    async def fleet(self, now: float) -> Fleet:
+    async def fleet(self, now: float, hosts_within_s: float = 0.0) -> Fleet:
         """Return the whole record."""
         return self._read()
 
