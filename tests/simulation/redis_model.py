@@ -50,25 +50,14 @@ class Model:
         if function is None:
             head = b"return function(KEYS, ARGV, redis, cjson)\n"
             function = _SCRIPTS[script] = _LUA.execute(head + script.encode() + b"\nend")
-        api = {b"call": self._from_lua, b"pcall": self._tried_from_lua, b"sha1hex": _sha1hex}
-        result = function(
-            _LUA.table_from([_bytes(k) for k in keys]),
-            _LUA.table_from([_bytes(a) for a in args]),
-            _LUA.table_from(api),
-            _CJSON,
-        )
-        return _from_lua_value(result)
-
-    # What scripts call.
-
-    def _from_lua(self, name: bytes, *args: Any) -> Any:
-        return _to_lua_value(self.call(name.decode(), *args))
-
-    def _tried_from_lua(self, name: bytes, *args: Any) -> Any:
+        _calling.append(self)
         try:
-            return self._from_lua(name, *args)
-        except ResponseError as error:
-            return _LUA.table_from({b"err": str(error).encode()})
+            result = function(
+                _LUA.table_from([_bytes(k) for k in keys]), _LUA.table_from([_bytes(a) for a in args]), _API, _CJSON
+            )
+        finally:
+            _calling.pop()
+        return _from_lua_value(result)
 
     # Keys.
 
@@ -269,10 +258,6 @@ def _bytes(value: Any) -> bytes:
     return str(value).encode()
 
 
-def _sha1hex(text: bytes) -> bytes:
-    return sha1(text, usedforsecurity=False).hexdigest().encode()
-
-
 def _pairs(flat: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
     return zip(flat[::2], flat[1::2], strict=True)
 
@@ -314,4 +299,26 @@ def _decode_json(text: bytes) -> Any:
     return _LUA.table_from(plain)
 
 
+# What scripts call. These functions are never made anew: Lua may free its reference to one that is in use elsewhere.
+
+_calling: list[Model] = []
+"""The model whose script runs is the last one."""
+
+
+def _call(name: bytes, *args: Any) -> Any:
+    return _to_lua_value(_calling[-1].call(name.decode(), *args))
+
+
+def _try(name: bytes, *args: Any) -> Any:
+    try:
+        return _call(name, *args)
+    except ResponseError as error:
+        return _LUA.table_from({b"err": str(error).encode()})
+
+
+def _sha1hex(text: bytes) -> bytes:
+    return sha1(text, usedforsecurity=False).hexdigest().encode()
+
+
 _CJSON = _LUA.table_from({b"decode": _decode_json})
+_API = _LUA.table_from({b"call": _call, b"pcall": _try, b"sha1hex": _sha1hex})
