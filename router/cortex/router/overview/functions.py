@@ -35,7 +35,7 @@ def placeholder(function: str) -> Function:
 def function_view(function: Function, snapshot: FleetSnapshot, index: Index) -> FunctionView:
     """Return one function."""
     revision = snapshot.revisions.get(function.id, "")
-    if function.warm or not index.is_quiet(function.id, revision):
+    if function.warm or function.variant_of or not index.is_quiet(function.id, revision):
         return _function_view(function, snapshot, index)
     last_used = snapshot.fleet.used.get(used_function(function.id))
     return replace(_quiet_view(function), revision=revision, now=snapshot.now, last_used=last_used)

@@ -99,7 +99,7 @@ class Index:
             self.measured[revision_of(field)][device_of(field)] = entry
 
         by_function = (
-            self.placed, self.failures, self.unreadable, self.in_line, self.aliases,
+            self.placed, self.failures, self.unreadable, self.in_line, self.aliases, self.variants,
             self.usage.waiting, fleet.overrides,
         )  # fmt: skip
         self._busy = {f for of in by_function for f in of}
