@@ -25,11 +25,11 @@ def records(fleet: dict[str, list[tuple[str, str, State]]], earlier: dict[str, H
     """Return the records of a fleet; one that is as before stays the same object, as for a reader."""
     new = {}
     for host, of in fleet.items():
-        made = tuple(
+        listed = tuple(
             an_instance(f"{host}{n}", function=function, revision=revision, state=state)
             for n, (function, revision, state) in enumerate(of)
         )
-        record = replace(a_host(*made), name=host)
+        record = replace(a_host(*listed), name=host)
         new[host] = earlier[host] if earlier.get(host) == record else record
     return new
 

@@ -20,7 +20,7 @@ GROUPS = 8
 SEEDS = 200
 FOUND_BY = {
     "no reading under the claim": 163,
-    "drain without acknowledgement": 18,
+    "drain without acknowledgement": 32,
     "stale record trusted": 45,
     "start without a record": 242,
     "lost effect": 5,
