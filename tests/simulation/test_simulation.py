@@ -21,7 +21,7 @@ SEEDS = 200
 FOUND_BY = {
     "no reading under the claim": 163,
     "drain without acknowledgement": 32,
-    "stale record trusted": 45,
+    "stale record trusted": 185,
     "start without a record": 242,
     "lost effect": 5,
     "sleepers hold nothing": 15,
