@@ -61,7 +61,7 @@ async def test_a_keys_group_can_change_and_a_deleted_key_stays_deleted(registry:
     await registry.api_keys.put(KEY, gone)
     await registry.api_keys.delete([gone.digest])
 
-    await registry.api_keys.set_group([KEY.digest, gone.digest], "search")
+    await registry.api_keys.change([KEY.digest, gone.digest], {"group": "search"})
 
     assert await registry.api_keys.all() == [replace(KEY, group="search")]
     assert raw.exists(f"cortex:key:{gone.digest}") == 0

@@ -9,6 +9,7 @@ import redis
 
 from cortex.functions.capabilities import Cost
 from cortex.platform import usage_record
+from cortex.platform.budget import Spent, month
 from cortex.platform.registry import Registry
 from cortex.platform.usage import DAY_S, HOUR_S, Place, Row, Sums, cost_nano_usd, date, grouped
 from cortex.platform.usage_record import HOURS_S, Batch, UsageRecord
@@ -134,3 +135,16 @@ def test_groups_have_the_largest_first_and_times_in_order(by: Any, groups: dict[
     result = grouped(rows, by, {"k1": "one"})
 
     assert [(name, sums.requests) for name, sums in result.items()] == list(groups.items())
+
+
+async def test_what_keys_spend_adds_up_over_the_month_and_outlives_their_usage(
+    record: UsageRecord, raw: redis.Redis
+) -> None:
+    await add(record, 1, row(tokens_in=10, tokens_out=5, nano_usd=2**50), row("k2", tokens_in=1))
+    await add(record, 1, row(tokens_in=10, tokens_out=5, nano_usd=2**50))
+    await add(record, 2, row(function="c/d", tokens_in=1, nano_usd=7))
+
+    await record.forget("k1", NOW)
+
+    assert await record.spent(TODAY) == {"k1": Spent(nano_usd=2**50 + 7, tokens=16), "k2": Spent(tokens=1)}
+    assert 0 < raw.ttl(f"cortex:usage:spent:{month(TODAY)}") <= usage_record.SPENT_S

@@ -13,6 +13,8 @@ from typing import Annotated
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
+from cortex.platform.budget import Budget
+
 PREFIX = "sk-cortex-"
 """Prefix of every key, so that secret scanners and people recognise one."""
 SECRET_BYTES = 32
@@ -89,6 +91,7 @@ class ApiKey(Struct, frozen=True, kw_only=True):
     functions: Annotated[tuple[Glob, ...], Meta(max_length=100)] = ()
     """Globs of function ids; none: all of them."""
     limits: Limits = Limits()
+    budget: Budget = Budget()
     priority: Priority = Priority.NORMAL
     group: Group = ""
     """Keys of one group share cached prompts; a key without one shares them with no other key."""
@@ -121,6 +124,7 @@ class Principal(Struct, frozen=True, kw_only=True):
     rights: frozenset[Right]
     functions: tuple[str, ...] = ()
     limits: Limits = Limits()
+    budget: Budget = Budget()
     priority: Priority = Priority.NORMAL
     group: str = ""
     expires: float = 0.0
@@ -160,6 +164,7 @@ def principal(key: ApiKey) -> Principal:
         rights=RIGHTS[key.scope],
         functions=key.functions,
         limits=key.limits,
+        budget=key.budget,
         priority=key.priority,
         group=key.group,
         expires=key.expires,

@@ -1,6 +1,6 @@
 """API keys and browser sessions in Redis: the part of the record that tells who a caller is. Secrets are digests."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -14,12 +14,13 @@ from cortex.platform.record_indexes import KEYS_CHANGED, RecordIndexes
 EXPIRED_S = 30 * 86400
 """How long a key stays in the record after it has expired."""
 
-_GROUP_KEYS = """
--- KEYS: API keys' records; ARGV: the group, the channel, the message. A deleted record is not created again.
+_CHANGE_KEYS = """
+-- KEYS: API keys' records; ARGV: the channel, the message, then fields and values. A deleted record is not created
+-- again.
 for _, key in ipairs(KEYS) do
-  if redis.call('EXISTS', key) == 1 then redis.call('HSET', key, 'group', ARGV[1]) end
+  if redis.call('EXISTS', key) == 1 then redis.call('HSET', key, unpack(ARGV, 3)) end
 end
-redis.call('PUBLISH', ARGV[2], ARGV[3])
+redis.call('PUBLISH', ARGV[1], ARGV[2])
 """
 
 
@@ -28,7 +29,7 @@ class KeyRecord:
 
     def __init__(self, connection: RecordConnection, indexes: RecordIndexes) -> None:
         self._names, self._redis, self._bounded = connection.names, connection.redis, connection.bounded
-        self._indexes, self._group_keys = indexes, connection.script(_GROUP_KEYS)
+        self._indexes, self._change_keys = indexes, connection.script(_CHANGE_KEYS)
 
     async def all(self) -> list[ApiKey]:
         """Read every API key's record. A key whose record cannot be read is missing, so it is refused."""
@@ -56,10 +57,11 @@ class KeyRecord:
             pipe.publish(self._names.changed, KEYS_CHANGED)
             await pipe.execute()
 
-    async def set_group(self, digests: Sequence[str], group: str) -> None:
-        """Put API keys that still exist into a group, or with "" into none, and ring the bell."""
+    async def change(self, digests: Sequence[str], fields: Mapping[str, Any]) -> None:
+        """Change fields of API keys that still exist, and ring the bell."""
         keys = [self._names.api_key(d) for d in digests]
-        await self._group_keys(keys, [msgspec.json.encode(group), self._names.changed, KEYS_CHANGED])
+        values = [part for field, value in fields.items() for part in (field, msgspec.json.encode(value))]
+        await self._change_keys(keys, [self._names.changed, KEYS_CHANGED, *values])
 
     async def delete(self, digests: Iterable[str]) -> None:
         """Delete API keys' records and ring the bell."""

@@ -102,6 +102,10 @@ class RecordKeys:
         """Return the key of the last batch of usage that a router wrote."""
         return f"{self.prefix}:usage:batch:{router}"
 
+    def usage_spent(self, month: str) -> str:
+        """Return the key of what keys spent in a month, which is like 2026-01."""
+        return f"{self.prefix}:usage:spent:{month}"
+
     def queue(self, host: str) -> str:
         """Return the name of a host's RQ queue. Prefixes have no hyphen, so two prefixes never share a queue."""
         return f"{self.prefix}-{host}"

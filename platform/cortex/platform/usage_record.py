@@ -11,11 +11,12 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from cortex.platform.budget import Spent, month
 from cortex.platform.record_codec import decoded, text, words
 from cortex.platform.registry import Registry
 from cortex.platform.usage import DAY_S, HOUR_S, OTHER, Place, Row, Sums, date, days
 
-HOURS_S, DAYS_S = 32 * DAY_S, 400 * DAY_S
+HOURS_S, DAYS_S, SPENT_S = 32 * DAY_S, 400 * DAY_S, 62 * DAY_S
 BATCH_S = 3600
 """How long a writer's last batch is remembered, and so may be sent again."""
 MOST_OF_HOURS, MOST_OF_DAY = 20_000, 2_000
@@ -23,9 +24,11 @@ MOST_OF_HOURS, MOST_OF_DAY = 20_000, 2_000
 _NAMES = Sums.__struct_fields__
 
 _ADD = """
--- KEYS: the hash of the day's hours, that of the day, the writer's last batch, names of keys.
+-- KEYS: the hash of the day's hours, that of the day, the writer's last batch, names of keys, what keys spent this
+--       month.
 -- ARGV: 1 batch; 2 its lifetime in s; 3 and 4 the hashes' lifetimes in s; 5 and 6 their maximum numbers of rows;
---       7 the row for the rest; then of each row: hour, place, key, its name, and the sums as a list.
+--       7 the row for the rest; 8 the lifetime of what was spent in s; then of each row: hour, place, key, its name,
+--       the sums as a list, nano-dollars and tokens.
 if redis.call('GET', KEYS[3]) == ARGV[1] then return 0 end
 local function add(hash, most, prefix, place, sums)
   local field = prefix .. place
@@ -41,11 +44,14 @@ local function add(hash, most, prefix, place, sums)
   end
   redis.call('HSET', hash, field, '[' .. table.concat(total, ',') .. ']')
 end
-for i = 8, #ARGV, 5 do
+for i = 9, #ARGV, 7 do
   add(KEYS[1], ARGV[5], ARGV[i], ARGV[i + 1], ARGV[i + 4])
   add(KEYS[2], ARGV[6], '', ARGV[i + 1], ARGV[i + 4])
   if ARGV[i + 3] ~= '' then redis.call('HSET', KEYS[4], ARGV[i + 2], ARGV[i + 3]) end
+  redis.call('HINCRBY', KEYS[5], 'nano_usd ' .. ARGV[i + 2], ARGV[i + 5])
+  redis.call('HINCRBY', KEYS[5], 'tokens ' .. ARGV[i + 2], ARGV[i + 6])
 end
+redis.call('EXPIRE', KEYS[5], ARGV[8])
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 redis.call('EXPIRE', KEYS[2], ARGV[4])
 redis.call('EXPIRE', KEYS[4], ARGV[4])
@@ -78,13 +84,16 @@ class UsageRecord:
 
     async def add(self, batch: Batch, names: Mapping[str, str]) -> None:
         """Add a batch, unless it was this writer's last one; `names` has those of API keys, by id."""
-        keys = [*self._names.usage(date(batch.day)), self._names.usage_batch(self._writer), self._names.usage_names]
+        names_ = self._names
+        keys = [*names_.usage(date(batch.day)), names_.usage_batch(self._writer), names_.usage_names]
+        keys.append(names_.usage_spent(month(batch.day)))
         rest = _field(Place(OTHER, OTHER, OTHER))
-        args: list[Any] = [batch.number, BATCH_S, HOURS_S, DAYS_S, MOST_OF_HOURS, MOST_OF_DAY, rest]
+        args: list[Any] = [batch.number, BATCH_S, HOURS_S, DAYS_S, MOST_OF_HOURS, MOST_OF_DAY, rest, SPENT_S]
         for row in batch.rows:
             sums = msgspec.json.encode([getattr(row.sums, name) for name in _NAMES])
             hour, key = f"{row.at % DAY_S // HOUR_S:02}", row.place.key
-            args += [hour, _field(row.place), key, names.get(key, ""), sums]
+            tokens = row.sums.tokens_in + row.sums.tokens_out
+            args += [hour, _field(row.place), key, names.get(key, ""), sums, row.sums.nano_usd, tokens]
         await self._add(keys, args)
 
     async def read(self, since: float, until: float, now: float, key: str = "") -> list[Row]:
@@ -104,6 +113,15 @@ class UsageRecord:
     async def names(self) -> dict[str, str]:
         """Return the names of keys by id, of revoked ones too."""
         return _pairs(await self._read([self._names.usage_names], []))
+
+    async def spent(self, now: float) -> dict[str, Spent]:
+        """Return what keys have spent this month, by their ids. To forget a key's usage does not change it."""
+        spent: dict[str, dict[str, int]] = {}
+        for field, value in _pairs(await self._read([self._names.usage_spent(month(now))], [])).items():
+            unit, _, key = field.partition(" ")
+            if unit in Spent.__struct_fields__ and value.isdecimal():
+                spent.setdefault(key, {})[unit] = int(value)
+        return {key: Spent(**units) for key, units in spent.items()}
 
     async def forget(self, key: str, now: float) -> int:
         """Delete the usage of a key, by its id; return the number of rows."""

@@ -19,6 +19,7 @@ from cortex.cli.local import key_for, running
 from cortex.platform import untrusted
 from cortex.platform.api_keys import ApiKey
 from cortex.platform.audit import AuditRecord
+from cortex.platform.budget import Spent
 from cortex.platform.decisions import DecisionRecord
 from cortex.router import api_types as api
 from cortex.router.batches.batch import Batch, BatchesAnswer
@@ -297,6 +298,10 @@ class Router:
     def new_key(self, request: api.NewKey) -> api.KeySecret:
         """Create a key."""
         return self._send("POST", "/admin/keys", api.KeySecret, request)
+
+    def spent(self) -> dict[str, Spent]:
+        """Return what keys with a budget have spent this month, by their ids."""
+        return self._send("GET", "/admin/keys", api.KeysAnswer).spent
 
     def change_key(self, name: str, change: api.KeyChange) -> tuple[ApiKey, ...]:
         """Change a key."""

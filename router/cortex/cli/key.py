@@ -16,12 +16,26 @@ from cortex.cli.durations import Span
 from cortex.cli.tables import ago, print_rows, span
 from cortex.cli.visible import echo, echo_json
 from cortex.platform.api_keys import ApiKey
+from cortex.platform.budget import WARN_SHARE, Budget, Spent, read_budget, share
 from cortex.router.api_types import KeyChange, KeyOverlap, KeySecret, NewKey
 
 if TYPE_CHECKING:
     from cortex.cli.key_record import KeyRecord
 
 T = TypeVar("T")
+
+
+class Money(click.ParamType[Budget]):
+    """A budget such as 20usd/month, 5000000tokens/month or none."""
+
+    name = "budget"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Budget:
+        """Return the budget."""
+        try:
+            return value if isinstance(value, Budget) else read_budget(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 def _backend(record: bool, config: Path | None) -> "KeyRecord | Router":
@@ -60,6 +74,7 @@ def key() -> None:
     show_default=True,
     help="Order in queues. low may fill half of a function's queue, high one and a half times.",
 )
+@click.option("--budget", type=Money(), default="none", help="What it may spend: 20usd/month, 5000000tokens/month.")
 @click.option("--group", default="", metavar="NAME", help="Keys of a group share cached prompts [default: none].")
 @click.option("--expires", "expires_s", type=Span(), default="0s", help="Its lifetime, such as 30d [default: no end].")
 @_record
@@ -74,6 +89,7 @@ def new(
     tpm: int,
     concurrent: int,
     priority: str,
+    budget: Budget,
     group: str,
     expires_s: int,
     record: bool,
@@ -92,6 +108,7 @@ def new(
         tpm=tpm,
         concurrent=concurrent,
         priority=priority,
+        budget=budget,
         group=group,
         expires_s=expires_s,
     )
@@ -104,13 +121,15 @@ def new(
 @_json
 def ls(record: bool, config: Path | None, as_json: bool) -> None:
     """List every key, without secrets."""
-    keys = _backend(record, config).keys()
+    backend = _backend(record, config)
+    keys = backend.keys()
     if as_json:
         echo_json(keys, indent=2)
         return
     if not keys:
         echo("There is no API key: `cortex key new NAME` creates one.")
         return
+    spent = backend.spent() if any(k.budget for k in keys) else {}
     rows = [
         (
             k.name,
@@ -118,6 +137,7 @@ def ls(record: bool, config: Path | None, as_json: bool) -> None:
             k.scope,
             ", ".join(k.functions) or "all",
             *(str(limit or "-") for limit in (k.limits.rpm, k.limits.tpm, k.limits.concurrent)),
+            _spending(k.budget, spent.get(k.id, Spent())),
             k.priority,
             k.group or "-",
             ago(k.created),
@@ -125,8 +145,21 @@ def ls(record: bool, config: Path | None, as_json: bool) -> None:
         )
         for k in keys
     ]
-    columns = ("NAME", "ID", "FOR", "FUNCTIONS", "RPM", "TPM", "AT A TIME", "PRIORITY", "GROUP", "MADE", "ENDS")
-    print_rows(columns, rows, optional=("GROUP", "PRIORITY", "MADE", "AT A TIME", "FUNCTIONS", "TPM", "RPM"))
+    columns = (
+        "NAME",
+        "ID",
+        "FOR",
+        "FUNCTIONS",
+        "RPM",
+        "TPM",
+        "AT A TIME",
+        "BUDGET",
+        "PRIORITY",
+        "GROUP",
+        "MADE",
+        "ENDS",
+    )
+    print_rows(columns, rows, optional=("GROUP", "PRIORITY", "MADE", "AT A TIME", "BUDGET", "FUNCTIONS", "TPM", "RPM"))
 
 
 @key.command()
@@ -136,10 +169,12 @@ def ls(record: bool, config: Path | None, as_json: bool) -> None:
 @_json
 def show(name: str, record: bool, config: Path | None, as_json: bool) -> None:
     """Show one key, by name or id, and those it replaced."""
-    keys = _backend(record, config).keys(name)
+    backend = _backend(record, config)
+    keys = backend.keys(name)
     if as_json:
         echo_json(keys, indent=2)
         return
+    spent = backend.spent() if any(k.budget for k in keys) else {}
     for k in keys:
         limits = k.limits
         echo(f"{k.name} ({k.id}), for {k.scope}, made {ago(k.created)}, ends: {_end(k)}")
@@ -148,23 +183,30 @@ def show(name: str, record: bool, config: Path | None, as_json: bool) -> None:
             f"  requests a minute: {limits.rpm or 'no limit'} · tokens a minute: {limits.tpm or 'no limit'}"
             f" · at a time: {limits.concurrent or 'no limit'} · priority: {k.priority}"
         )
+        echo(f"  budget: {_spending(k.budget, spent.get(k.id, Spent()), without='no limit')}")
         echo(f"  cached prompts: {_sharing(k.group)}")
         echo(f"  SHA-256 begins with {k.digest}")
 
 
 @key.command(name="set")
 @click.argument("name")
-@click.option("--group", required=True, metavar="NAME", help="The group whose cached prompts it shares; '' for none.")
+@click.option("--group", metavar="NAME", help="The group whose cached prompts it shares; '' for none.")
+@click.option("--budget", type=Money(), help="What it may spend: 20usd/month, 5000000tokens/month, none.")
 @_record
 @_config
 @_json
-def set_(name: str, group: str, record: bool, config: Path | None, as_json: bool) -> None:
+def set_(name: str, group: str | None, budget: Budget | None, record: bool, config: Path | None, as_json: bool) -> None:
     """Change a key, by name or id. It takes effect at every router within a second."""
-    changed = _backend(record, config).change_key(name, _body(KeyChange, group=group))
+    if group is None and budget is None:
+        raise click.UsageError("name what changes: --group or --budget")
+    changed = _backend(record, config).change_key(name, _body(KeyChange, group=group, budget=budget))
     if as_json:
         echo_json(changed, indent=2)
         return
-    echo(f"{name}: cached prompts: {_sharing(group)}")
+    if group is not None:
+        echo(f"{name}: cached prompts: {_sharing(group)}")
+    if budget is not None:
+        echo(f"{name}: budget: {budget}")
 
 
 @key.command()
@@ -202,6 +244,15 @@ def _print_new(new_key: KeySecret, as_json: bool) -> None:
         return
     echo(f"The key of '{new_key.name}' ({new_key.scope}), shown only this once:", err=True)
     echo(new_key.key)
+
+
+def _spending(budget: Budget, spent: Spent, *, without: str = "-") -> str:
+    """Return a budget, and how much of it is spent this month."""
+    if not budget:
+        return without
+    part = share(budget, spent)
+    warning = "" if part < WARN_SHARE else ", exhausted" if part >= 1 else ", nearly exhausted"
+    return f"{budget}: {part:.0%} spent{warning}"
 
 
 def _sharing(group: str) -> str:

@@ -14,6 +14,7 @@ from cortex.cli.settings import settings_of
 from cortex.platform.api_keys import ApiKey
 from cortex.platform.audit import AuditRecord
 from cortex.platform.audit_trail import AuditTrail
+from cortex.platform.budget import Spent
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.router.access.keys import Keys, with_secret, without_digest
 from cortex.router.api_types import KeyChange, KeyOverlap, KeySecret, NewKey
@@ -31,6 +32,10 @@ class KeyRecord:
     def keys(self, name: str = "") -> tuple[ApiKey, ...]:
         """Return every key, or those of a name."""
         return tuple(map(without_digest, self._with(lambda k: k.named(name) if name else k.all())))
+
+    def spent(self) -> dict[str, Spent]:
+        """Return what keys have spent this month, by their ids."""
+        return self._with(lambda k: k.spent())
 
     def new_key(self, request: NewKey) -> KeySecret:
         """Create a key."""

@@ -10,6 +10,7 @@ from cortex.functions.estimate import Estimate
 from cortex.platform.agent_messages import Stored
 from cortex.platform.api_keys import ApiKey, Count, Glob, Group, Name, Priority, Scope
 from cortex.platform.audit import AuditRecord
+from cortex.platform.budget import Budget, Spent
 from cortex.platform.decisions import DecisionRecord
 from cortex.platform.record import Device, HostRecord, Instance, Namesake
 from cortex.platform.scheduling.ledger import Reading
@@ -515,15 +516,17 @@ class NewKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     rpm: Count = 0
     tpm: Count = 0
     concurrent: Count = 0
+    budget: Budget = Budget()
     priority: Priority = Priority.NORMAL
     group: Group = ""
     expires_s: Count = 0
 
 
 class KeyChange(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The group to which a key moves."""
+    """What of a key changes; null: it stays."""
 
-    group: Group
+    group: Group | None = None
+    budget: Budget | None = None
 
 
 class KeyOverlap(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -536,6 +539,8 @@ class KeysAnswer(Struct, frozen=True, kw_only=True):
     """Keys without secrets; `digest` is the beginning of the key's SHA-256."""
 
     keys: tuple[ApiKey, ...]
+    spent: dict[str, Spent] = {}
+    """What each has spent this month, by id, of those with a budget."""
 
 
 class KeySecret(ApiKey, frozen=True, kw_only=True):

@@ -33,6 +33,7 @@ from cortex.platform.settings import Settings
 from cortex.platform.usage_record import UsageRecord
 from cortex.router.access.audit import AuditLog
 from cortex.router.access.auth import AuthGuard
+from cortex.router.access.budgets import Budgets
 from cortex.router.access.cross_origin import CrossOrigin
 from cortex.router.access.keyring import KeyRing, local_key
 from cortex.router.access.rate_limits import RateLimiter
@@ -157,7 +158,8 @@ def create_app(settings: Settings) -> Dispatcher:
     history = History(registry)
     substitutes = Substitutes(history)
     exchanges = Exchanges(view, catalogue, admission, upstream, deaths, request_records, tracer, substitutes)
-    rate_limiter = RateLimiter(Quota(registry), view)
+    budgets = Budgets(usage_record, key_ring.holders)
+    rate_limiter = RateLimiter(Quota(registry), view, budgets)
     guard = AuthGuard(key_ring, sessions, gateway, lambda: token.all)
     rejections = Rejections(request_metrics)
     # beside requests
@@ -183,6 +185,7 @@ def create_app(settings: Settings) -> Dispatcher:
     loops: dict[str, Callable[[], Awaitable[None]]] = {
         "api keys": key_ring.follow,
         "limits": rate_limiter.renew,
+        "budgets": budgets.run,
         "record": view.follow,
         "catalogue": catalogue.follow,
         "report": reporter.run,

@@ -27,6 +27,7 @@ RequestError
 ├── JobNotFound         use the id of a running job
 ├── TooManyAnswers      request fewer answers: the key's limits cannot cover them
 ├── OverLimits          retry when the key's limits allow it
+│   └── OverBudget      retry next month, or ask for a larger budget
 ├── QueueFull           retry after `retry_after`
 ├── KeyHoldsTooMuch     retry when another of the key's requests has finished
 ├── RouterHoldsTooMuch  retry when other requests have finished
@@ -248,6 +249,15 @@ class OverLimits(RequestError):
     def __init__(self, message: str, wait_s: float, headers: Sequence[tuple[bytes, bytes]]) -> None:
         super().__init__(message, retry_after=max(1, ceil(wait_s)))
         self.headers = (*headers,)
+
+
+class OverBudget(OverLimits):
+    """The key has spent its budget for this month."""
+
+    code = "budget_exhausted"
+
+    def __init__(self, message: str, wait_s: float) -> None:
+        super().__init__(message, wait_s, ())
 
 
 class KeyHoldsTooMuch(RequestError):

@@ -55,9 +55,11 @@ ACTIONS: dict[str, tuple[str, str]] = {
 """By method and path: the action, and the part of the path, query or body that names its target."""
 DETAILS = (
     "now", "min", "max", "host", "instance", "run", "follow", "key", "scope", "functions", "rpm", "tpm", "concurrent",
-    "priority", "group", "expires_s", "overlap_s", "unused", "dry_run", "since",
+    "priority", "group", "budget", "expires_s", "overlap_s", "unused", "dry_run", "since",
 )  # fmt: skip
 """The parameters that an entry records. The search text of a log is not among them."""
+NOTHING: tuple[object, ...] = (None, "", 0, False, [], {"usd": 0.0, "tokens": 0})
+"""Values that are not worth an entry."""
 
 
 class Action(Struct, frozen=True):
@@ -78,7 +80,7 @@ def action_of(route: str, path: Mapping[str, Any], query: Mapping[str, str], bod
         what = f"function {verb}"
     elif "{verb}" in what:
         what = what.format(verb=_text(values.get("verb", "")))
-    detail = {k: _text(values[k]) for k in DETAILS if k != target and values.get(k) not in (None, "", 0, False, [])}
+    detail = {k: _text(values[k]) for k in DETAILS if k != target and values.get(k) not in NOTHING}
     return Action(what[:LONGEST_TEXT], name, detail)
 
 

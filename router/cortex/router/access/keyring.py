@@ -7,6 +7,7 @@ Once a key has existed, an empty table grants no anonymous access: losing the re
 import asyncio
 import contextlib
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import structlog
@@ -55,6 +56,10 @@ class KeyRing:
             if holder.id == id and not (holder.expires and now >= holder.expires):
                 return holder
         return None
+
+    def holders(self) -> Collection[Principal]:
+        """Return the principals of all keys."""
+        return self._table.values()
 
     def names(self) -> dict[str, str]:
         """Return the names of keys by id."""

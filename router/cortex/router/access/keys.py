@@ -6,7 +6,9 @@ import time
 from msgspec.structs import asdict, replace
 
 from cortex.platform.api_keys import PREFIX, SECRET_BYTES, ApiKey, Limits, digest, keys_named, rotated
+from cortex.platform.budget import Spent
 from cortex.platform.registry import Registry
+from cortex.platform.usage_record import UsageRecord
 from cortex.router.api_types import KeyChange, KeySecret, NewKey
 from cortex.router.errors import KeyNameTaken, KeyNotFound
 
@@ -31,6 +33,10 @@ class Keys:
             raise KeyNotFound(f"there is no API key {name[:100]!r}")
         return keys
 
+    async def spent(self) -> dict[str, Spent]:
+        """Return what keys have spent this month, by their ids."""
+        return await UsageRecord(self._registry, "").spent(time.time())
+
     async def make(self, request: NewKey) -> tuple[str, ApiKey]:
         """Create a key; return it, which is not stored, and its record. Raises KeyNameTaken."""
         now = time.time()
@@ -44,6 +50,7 @@ class Keys:
             scope=request.scope,
             functions=request.functions,
             limits=Limits(rpm=request.rpm, tpm=request.tpm, concurrent=request.concurrent),
+            budget=request.budget,
             priority=request.priority,
             group=request.group,
             created=now,
@@ -61,9 +68,11 @@ class Keys:
         return secret, fresh
 
     async def change(self, name: str, change: KeyChange) -> list[ApiKey]:
-        """Move a key, with those it replaced, to another group. Raises KeyNotFound."""
+        """Change the group or the budget of a key, with those it replaced. Raises KeyNotFound."""
         current = await self.named(name)
-        await self._registry.api_keys.set_group([k.digest for k in current], change.group)
+        fields = {f: v for f, v in (("group", change.group), ("budget", change.budget)) if v is not None}
+        if fields:
+            await self._registry.api_keys.change([k.digest for k in current], fields)
         return await self.named(name)
 
     async def revoke(self, name: str) -> list[ApiKey]:

@@ -20,6 +20,7 @@ from msgspec import Struct
 from cortex.platform.api_keys import Limits, Principal
 from cortex.platform.quota import LEASE_S, Quota, Verdict, tickets
 from cortex.platform.registry import RecordUnavailable
+from cortex.router.access.budgets import Budgets
 from cortex.router.dialects.core.errors import Dialect
 from cortex.router.dialects.media import PATHS
 from cortex.router.errors import OverLimits, TooManyAnswers
@@ -42,12 +43,14 @@ _SHORT = {"requests": "requests a minute", "tokens": "tokens a minute", "concurr
 class RateLimiter:
     """The tickets this router worker holds. `renew()` runs while the worker does."""
 
-    def __init__(self, quota: Quota, view: FleetView) -> None:
-        self._quota, self._view = quota, view
+    def __init__(self, quota: Quota, view: FleetView, budgets: Budgets | None = None) -> None:
+        self._quota, self._view, self._budgets = quota, view, budgets
         self._held: dict[str, set[str]] = {}
 
     async def enter(self, caller: Principal, dialect: Dialect, size: int) -> "Share":
-        """Take the share of one request whose body has `size` bytes so far. Raises OverLimits."""
+        """Take the share of one request whose body has `size` bytes so far. Raises OverLimits, or OverBudget."""
+        if self._budgets is not None and caller.budget:
+            self._budgets.check(caller, time.time())
         share = Share(self, caller, dialect)
         if caller.limits:
             await share.enter(size)

@@ -1,12 +1,13 @@
 """API keys over HTTP: `/admin/keys…`. Only the response to creating or rotating a key contains it."""
 
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
 from litestar import Request, get, post
 from litestar.handlers import HTTPRouteHandler
 
 from cortex.platform.api_keys import ApiKey
+from cortex.platform.budget import Spent
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.router import api_types as api
 from cortex.router.access.keyring import KeyRing
@@ -22,15 +23,20 @@ def routes(registry: Registry, ring: KeyRing) -> list[HTTPRouteHandler]:
     """Return the routes."""
     keys = Keys(registry)
 
+    async def answer(entries: Sequence[ApiKey]) -> api.KeysAnswer:
+        spent = await _from_record(keys.spent()) if any(k.budget for k in entries) else {}
+        of_budgets = {k.id: spent.get(k.id, Spent()) for k in entries if k.budget}
+        return api.KeysAnswer(keys=tuple(map(without_digest, entries)), spent=of_budgets)
+
     @get("/admin/keys", opt={"needs": "status"})
     async def ls() -> api.KeysAnswer:
         """List every key, without secrets."""
-        return _answer(await _from_record(keys.all()))
+        return await answer(await _from_record(keys.all()))
 
     @get("/admin/keys/{name:str}", opt={"needs": "status"})
     async def show(name: str) -> api.KeysAnswer:
         """Return one key and those it replaced."""
-        return _answer(await _from_record(keys.named(name)))
+        return await answer(await _from_record(keys.named(name)))
 
     @post("/admin/keys", status_code=201, opt={"needs": "admin", "body": api.NewKey})
     async def make(request: Http) -> api.KeySecret:
@@ -41,10 +47,10 @@ def routes(registry: Registry, ring: KeyRing) -> list[HTTPRouteHandler]:
 
     @post("/admin/keys/{name:str}", status_code=200, opt={"needs": "admin", "body": api.KeyChange})
     async def change(name: str, request: Http) -> api.KeysAnswer:
-        """Change a key's group."""
+        """Change a key's group or budget."""
         changed = await _from_record(keys.change(name, read(await request.body(), api.KeyChange)))
         await _from_record(ring.refresh())
-        return _answer(changed)
+        return await answer(changed)
 
     @post("/admin/keys/{name:str}/rotate", status_code=200, opt={"needs": "admin", "body": api.KeyOverlap})
     async def rotate(name: str, request: Http) -> api.KeySecret:
@@ -62,10 +68,6 @@ def routes(registry: Registry, ring: KeyRing) -> list[HTTPRouteHandler]:
         return api.RevokeAnswer(revoked=tuple(k.id for k in revoked))
 
     return [ls, show, make, change, rotate, revoke]
-
-
-def _answer(keys: Iterable[ApiKey]) -> api.KeysAnswer:
-    return api.KeysAnswer(keys=tuple(without_digest(key) for key in keys))
 
 
 async def _from_record(work: Awaitable[T]) -> T:
