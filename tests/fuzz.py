@@ -24,7 +24,7 @@ EXAMPLES, SECONDS = 12, 60
 ENDLESS = ("/status/live", "/admin/events", "/admin/logs", "/logs")
 NAMES = {
     "type": "string",
-    "enum": ["one/open", "two/other", "mine", "nobody", "one/hears", "one/speaks", "one/draws", "two/hears"],
+    "enum": ["one/open", "two/other", "mine", "nobody", "one/dictation", "one/speaks", "one/draws", "two/hears"],
 }
 MESSAGES = {
     "type": "array",

@@ -19,7 +19,7 @@ CATALOGUE = "\n".join(
         fake("one/slow", "--tps", "10", "--tokens", "30"),
         fake("one/late", "--ttft-s", "60"),
         fake("one/long", "--tps", "10", "--tokens", "100"),
-        fake("one/hears", "--answer", "one two", task="transcribe"),
+        fake("one/dictation", "--answer", "one two", task="transcribe"),
         fake("one/loads", "--load-s", "600", task="transcribe"),
         fake("one/speaks", task="speech"),
         fake("one/draws", task="image"),

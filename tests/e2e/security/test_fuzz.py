@@ -38,7 +38,7 @@ messages = st.lists(
     max_size=3,
 )
 NAMED = {
-    "model": st.sampled_from(["one/open", "mine", "two/other", "nobody", "one/hears", "one/speaks", "one/draws"]),
+    "model": st.sampled_from(["one/open", "mine", "two/other", "nobody", "one/dictation", "one/speaks", "one/draws"]),
     "voice": values,
     "n": leaves,
     "size": leaves,
@@ -75,7 +75,7 @@ chats = st.fixed_dictionaries(
 parts = st.tuples(
     st.sampled_from(["file", "image", "mask", "model", "prompt", "stream", "n", "include[]", "x"]) | words,
     st.one_of(st.none(), words),
-    st.sampled_from([b"one/hears", b"one/draws", b"two/hears", b"true", b"1", b""]) | st.binary(max_size=40),
+    st.sampled_from([b"one/dictation", b"one/draws", b"two/hears", b"true", b"1", b""]) | st.binary(max_size=40),
 )
 
 

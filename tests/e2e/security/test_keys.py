@@ -53,7 +53,8 @@ def test_a_key_lists_only_its_models(keyed: Keyed) -> None:
         other = http.get("/v1/models/two%2Fother")
     misspelt = keyed.ask("inference", "two/othr")
 
-    assert listed_ids == ["one/open", "one/slow", "one/late", "one/long", "mine"]
+    assert [id for id in listed_ids if not id.startswith("one/")] == ["mine"]
+    assert "one/open" in listed_ids
     assert other.status_code == 404
     assert misspelt.status_code == 404
     assert "two/other" not in misspelt.text

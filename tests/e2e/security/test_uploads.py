@@ -63,14 +63,14 @@ def test_an_error_names_no_function_of_another_key(keyed: Keyed) -> None:
         other = http.post("/v1/audio/speech", json={"model": "two/other", "input": "x"})
 
     assert (answer.status_code, other.status_code) == (400, 400)
-    assert "one/hears" in answer.text
+    assert "one/dictation" in answer.text
     assert "two/" not in answer.text
     assert "one/" not in other.text
 
 
 def test_a_form_cannot_smuggle_a_second_request_or_field(keyed: Keyed) -> None:
     inner = b"0\r\n\r\nGET /health HTTP/1.1\r\nHost: x\r\n\r\n" + form("two/hears")
-    body = form("one/hears", inner.replace(b"--b", b"--c"))
+    body = form("one/dictation", inner.replace(b"--b", b"--c"))
 
     answer = say(keyed.stack.port, head(keyed, len(body)) + body, silence_s=15)
 
@@ -79,7 +79,7 @@ def test_a_form_cannot_smuggle_a_second_request_or_field(keyed: Keyed) -> None:
 
 
 def test_a_worker_is_not_reached_by_a_form_that_names_two_models(keyed: Keyed) -> None:
-    body = form("one/hears")[: -len(b"--b--\r\n")] + form("two/hears")
+    body = form("one/dictation")[: -len(b"--b--\r\n")] + form("two/hears")
 
     answer = say(keyed.stack.port, head(keyed, len(body)) + body)
 
@@ -126,7 +126,7 @@ def waiting(keyed: Keyed) -> int:
 def test_forms_that_are_never_finished_are_given_up(keyed: Keyed) -> None:
     """Each waits for its model; a client that sends nothing more is disconnected by the pace of bodies."""
     with socket.create_connection(("127.0.0.1", keyed.stack.port), timeout=10) as connection:
-        connection.sendall(head(keyed, MIB) + form("one/hears", file_first=True)[:60])
+        connection.sendall(head(keyed, MIB) + form("one/dictation", file_first=True)[:60])
         connection.shutdown(socket.SHUT_WR)
         answer = connection.recv(65536)
 
@@ -134,7 +134,7 @@ def test_forms_that_are_never_finished_are_given_up(keyed: Keyed) -> None:
 
 
 def test_no_router_has_a_temporary_file_after_forms_whose_file_came_first(keyed: Keyed) -> None:
-    body = form("one/hears", b"x" * (3 * MIB), file_first=True)
+    body = form("one/dictation", b"x" * (3 * MIB), file_first=True)
     answer = say(keyed.stack.port, head(keyed, len(body), "Connection: close") + body, silence_s=15)
     routers = [p for p in keyed.stack.processes() if "router" in p.cmdline()]
 
