@@ -266,6 +266,19 @@ def test_a_full_start_that_lacks_memory_is_tried_again_later() -> None:
     assert states(scheduler) == {"one": State.READY, "one-f1": State.STARTING}
 
 
+def test_a_full_start_whose_process_cannot_be_started_is_tried_again_later() -> None:
+    scheduler = fast()
+    report(scheduler, NOW)
+
+    scheduler.spawn_failed("one-f", "the disk is full", NOW + 1)
+    scheduler.reclaimed("one-f", NOW + 1)
+
+    assert (scheduler.record().tricks_off, scheduler.record().failures) == ({}, ())
+    assert states(scheduler) == {"one": State.READY}
+    report(scheduler, NOW + 3 * QUIET_S)
+    assert states(scheduler) == {"one": State.READY, "one-f1": State.STARTING}
+
+
 def test_when_the_other_dies_meanwhile_the_full_start_goes_on() -> None:
     scheduler = upgrading()
 
@@ -335,3 +348,15 @@ def test_a_full_start_instead_that_crashes_leaves_a_fast_one() -> None:
     assert states(scheduler) == {"one-f1-2": State.STARTING}
     assert instance_of(scheduler, "one-f1-2").start_mode is FAST
     assert scheduler.record().failures == ()
+
+
+def test_a_full_start_instead_begins_after_an_earlier_move_that_failed() -> None:
+    scheduler = fast(replace(WIDE, min=1))
+    instances = scheduler.scheduler.state.instances
+    instances["one"] = replace(instances["one"], moves_to="one-m")
+
+    report(scheduler, LONG_IDLE_S + 1)
+    report(scheduler, LONG_IDLE_S + 2)
+    look(scheduler, LONG_IDLE_S + 2)
+
+    assert states(scheduler) == {"one": State.STOPPING, "one-f1": State.PLACING}

@@ -17,7 +17,7 @@ from cortex.platform.scheduling.state import HostState
 from cortex.platform.scheduling.steps import abandon, decide, put, stop
 
 WORTH_S, WORTH_SHARE = 2.0, 1.25
-"""A fast start has to save this much of a full one, and to take this much less, as a factor."""
+"""A fast start has to save this many seconds, and a full one has to take this many times as long."""
 
 SUSPICIOUS = frozenset({Cause.UNKNOWN, Cause.BAD_ARGUMENT, Cause.CONTEXT_TOO_LARGE})
 """Causes of a crash for which a trick may be to blame."""
@@ -100,15 +100,16 @@ def mode_text(state: HostState, instance: Instance) -> str:
 
 
 def excuse(state: HostState, instance: Instance, incident: Incident) -> bool:
-    """Whether a failed start is no failed start of its function: others are to blame. Those that made it crash are not
-    tried again for its revision.
+    """Return whether a failed start does not count as a failure of its function. What may have caused a crash is
+    switched off for its revision:
 
-    (1) it crashed, and used tricks: these;
-    (2) it crashed, and was to replace an instance that was started fast: the full start;
-    (3) it had too little room beside the instance that it was to replace: a later moment may do.
+    (1) it crashed, and used tricks: they are switched off;
+    (2) it crashed, and was to replace an instance that was started fast: full starts are switched off;
+    (3) it lacked room beside the instance that it was to replace, or its process could not be started: it is tried
+        again later.
     """
     why, off = incident.reason, instance.tricks
-    if incident.kind is not FailureKind.CRASH:  # (3)
+    if incident.kind is not FailureKind.CRASH or not instance.pid:  # (3)
         return predecessor(state, instance) is not None
     if not off or incident.evidence.cause not in SUSPICIOUS or incident.serves:  # (2)
         off = (StartMode.FULL,) if instance.replaces else ()

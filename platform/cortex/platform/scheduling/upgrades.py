@@ -30,7 +30,7 @@ STAY_STARTS = 3.0
 UNMEASURED_S = 60.0
 """The duration of a full start before it was measured."""
 MOST_DOUBLINGS = 8
-"""Of these times, after full starts that were cancelled: 43 minutes at most."""
+"""Each cancelled full start doubles the wait before the next, at most this often: to 43 minutes."""
 
 
 def upgrade(state: HostState, instance: Instance, usage: Use, now: float) -> bool:
@@ -38,8 +38,8 @@ def upgrade(state: HostState, instance: Instance, usage: Use, now: float) -> boo
 
     (1) the function wants it as it is, or its full start has failed: never;
     (2) a full start for it is under way: wait;
-    (3) a request waits on this host, or an instance starts, stops or is about to: not now;
-    (4) it was used a moment ago, and is not used all the time; or it will end soon: not now;
+    (3) a request waits for a start, or an instance here starts, stops or is about to: not now;
+    (4) it was used a moment ago, and is not used all the time; or idling ends it soon: not now;
     (5) there is free room for both: start beside it;
     (6) it stays even when it is idle, and has been idle for long: instead of it;
     (7) otherwise it stays as it is.
@@ -69,7 +69,7 @@ def upgrade(state: HostState, instance: Instance, usage: Use, now: float) -> boo
     if at is None and not in_use and idle_s >= LONG_IDLE_S * patience:  # (6)
         decide(state, DecisionKind.UPGRADING, instance, f"instead of it, idle for {idle_s:.0f} s")
         state.upgrades[instance.id] = state.upgrades.get(instance.id, 0) + 1
-        drain(state, instance, DrainReason.UPGRADED, now)
+        drain(state, replace(instance, moves_to=""), DrainReason.UPGRADED, now)
         return True
     return False  # (7)
 
@@ -91,7 +91,7 @@ def begin_again(state: HostState, instance: Instance, now: float) -> None:
 
 
 def _is_quiet(state: HostState, usage: Use) -> bool:
-    """Whether no request waits on this host, and no instance is on its way up, off its devices, or away."""
+    """Whether no request in the fleet waits for a start, and no instance of this host starts, parks or leaves."""
     moves = (State.FETCHING, State.PLACING, State.DRAINING, *MOVING)
     moving = any(i.state in moves for i in state.instances.values())
     return usage.known and not moving and not state.line and not any(usage.waiting.values()) and not state.cordoned
