@@ -137,3 +137,13 @@ def test_a_function_of_which_the_record_has_nothing_is_shown_as_any_other() -> N
     assert index.is_quiet("org/quiet", "") and not index.is_quiet("org/busy", "")
     assert shown == [functions._function_view(quiet, snapshot, index)] * 2
     assert shown[0].last_used == NOW - 5
+
+
+def test_a_trick_that_failed_is_shown_for_a_function_that_was_never_ready() -> None:
+    function = a_function()
+    host = a_host(tricks_off={revision(function): {"eager": "it crashed"}})
+    snapshot = replace(a_snapshot(function, hosts=(host,)), revisions={function.id: revision(function)})
+
+    (view,) = views(snapshot)
+
+    assert view.tricks_off == ((HOST, "eager", "it crashed"),)

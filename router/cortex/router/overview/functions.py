@@ -42,7 +42,7 @@ def function_view(function: Function, snapshot: FleetSnapshot, index: Index) -> 
 
 
 _quiet_view = Memo(lambda function: _function_view(function, *_quiet(function)))
-"""The views of functions of which the record has nothing, except for revision, time and last use."""
+"""The views of functions about which the record has nothing; revision, time and last use are filled in."""
 
 
 def _quiet(function: Function) -> tuple[FleetSnapshot, Index]:

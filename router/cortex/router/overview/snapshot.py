@@ -103,12 +103,12 @@ class Index:
             self.usage.waiting, fleet.overrides,
         )  # fmt: skip
         self._busy = {f for of in by_function for f in of}
-        """The functions of which the record has anything."""
-        self._known = {*self.starts, *self.measured, *self.cannot_park}
-        """The revisions."""
+        """The functions about which the record has anything but a last use."""
+        self._known = {*self.starts, *self.measured, *self.cannot_park, *self.without_tricks}
+        """The revisions about which it has anything."""
 
     def is_quiet(self, function: str, revision: str) -> bool:
-        """Whether the record has nothing of a function but its last use."""
+        """Whether the record has nothing about a function and its revision but a last use."""
         return not self.has_foreign and function not in self._busy and revision not in self._known
 
     def in_flight(self, instance: Instance) -> int:
