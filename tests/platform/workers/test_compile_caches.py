@@ -50,6 +50,30 @@ def test_a_folder_that_a_start_may_be_reading_stays(tmp_path: Path) -> None:
     assert all(f.exists() for f in folders)
 
 
+def test_a_linked_parent_is_not_pruned(tmp_path: Path) -> None:
+    outside = folder(tmp_path / "elsewhere", "outside", age_s=OLD_S)
+    (tmp_path / "cache" / "vllm").mkdir(parents=True)
+    (tmp_path / "cache" / "vllm" / "torch_compile_cache").symlink_to(outside.parent)
+
+    removed = prune(tmp_path / "cache", most=0)
+
+    assert removed == 0
+    assert outside.exists()
+
+
+def test_marks_are_not_written_through_links(tmp_path: Path) -> None:
+    outside, linked, cache = tmp_path / "outside", tmp_path / "linked", tmp_path / "cache"
+    for path in (outside, linked, cache / "compiled"):
+        path.mkdir(parents=True)
+    (linked / "compiled").symlink_to(outside)
+    (cache / "compiled" / "org-model-1-full").symlink_to(outside / "new")
+
+    mark(linked, "org/model@1", "full")
+    mark(cache, "org/model@1", "full")
+
+    assert list(outside.iterdir()) == []
+
+
 def test_a_link_out_of_the_cache_is_not_followed(tmp_path: Path) -> None:
     outside = folder(tmp_path / "elsewhere", "outside", age_s=OLD_S)
     folder(tmp_path, "one", age_s=OLD_S)

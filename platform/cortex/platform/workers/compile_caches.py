@@ -1,10 +1,11 @@
-"""vLLM's compile caches: for what they have code, and their number, which is bounded.
+"""vLLM's compile caches: what they have code for, and a bound on their number.
 
 vLLM makes a folder for each combination of version, model, arguments and variables, and removes none. A folder that a
 start reads is touched by reading, so the least recently used ones are removed.
 
-For what revision and settings a cache has code, its folders do not tell: an empty file in it does, a *mark*, touched
-whenever such a start is ready. There are as many marks as folders, so what is no longer marked compiles anew.
+The folders' names do not tell for which revision and settings there is code. So each cache has *marks*: an empty file
+for each revision and settings, touched when a start with them is ready. Only the newest marks are kept, as many as
+folders. Workers may write to a cache and the agent may be root, so it follows no link below a cache.
 """
 
 import contextlib
@@ -67,7 +68,7 @@ class CompileCaches:
                 await self._looks.look(str(what[0]), "mark", partial(mark, *what), question=instance)
 
     def forget(self, instance: str) -> None:
-        """Drop what a start compiles that has ended."""
+        """Drop the note of `begin` for an instance that has ended."""
         self._compiling.pop(instance, None)
 
     async def prune(self, cache: Path) -> None:
@@ -80,8 +81,11 @@ class CompileCaches:
 def mark(cache: Path, revision: str, settings: str) -> None:
     """Note that an engine's cache has code for a revision with these settings (`Launch.compiles`)."""
     folder = cache / _MARKS
+    file = folder / _name(revision, settings)
+    if _leaves(cache, file):
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _name(revision, settings)).touch()
+    file.touch()
     marks = sorted(folder.iterdir(), key=lambda m: m.stat().st_mtime, reverse=True)
     for old in marks[MOST_FOLDERS:]:
         old.unlink(missing_ok=True)
@@ -102,12 +106,19 @@ def prune(cache: Path, *, most: int = MOST_FOLDERS, in_use_s: float = IN_USE_S) 
     compiled = cache / "vllm" / "torch_compile_cache"
     now, removed = time.time(), 0
     for parent in (compiled, compiled / "torch_aot_compile"):
+        if _leaves(cache, parent):
+            continue
         used = sorted(((_last_used(f), f) for f in _folders(parent)), reverse=True)
         for at, folder in used[most:]:
             if now - at > in_use_s:
                 shutil.rmtree(folder, ignore_errors=True)
                 removed += not folder.exists()
     return removed
+
+
+def _leaves(cache: Path, path: Path) -> bool:
+    """Whether a path below a cache has a link in it."""
+    return path.resolve() != cache.resolve() / path.relative_to(cache)
 
 
 def _folders(parent: Path) -> Iterator[Path]:
