@@ -1,4 +1,4 @@
-"""Values that follow from a function's entry alone, computed once for each entry."""
+"""Values that depend on a function's entry alone, computed once for each entry."""
 
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -11,12 +11,15 @@ MOST_KNOWN = 32_768
 
 
 class Memo(Generic[T]):
-    """What `work` returned for functions, by their identity: a large catalogue is listed again and again."""
+    """Calls `work` once for each function, by identity: a large catalogue is listed again and again.
+
+    A changed entry is another object, so it is computed anew. Beyond `MOST_KNOWN` functions all values are dropped.
+    """
 
     def __init__(self, work: Callable[[Function], T]) -> None:
         self._work = work
         self._known: dict[int, tuple[Function, T]] = {}
-        """An entry holds its function, so no other one has its id meanwhile."""
+        """By the function's `id()`. The value holds the function, so that no other object gets the same id."""
 
     def __call__(self, function: Function) -> T:
         """Return the value for a function."""

@@ -47,7 +47,7 @@ class Park(enum.StrEnum):
 
 
 class Start(enum.StrEnum):
-    """With which settings an engine starts that has two sets of them: see `launch/modes.py`."""
+    """The settings with which an engine starts, where it has two sets of them: see `launch/modes.py`."""
 
     AUTO = "auto"
     """The fast ones while a request waits, and the full ones in a quiet moment after that."""

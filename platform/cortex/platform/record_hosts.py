@@ -1,7 +1,8 @@
-"""The hosts' records as one process reads them: only those that changed since it read them before.
+"""Reads the hosts' records from Redis: only those that changed since this process last read them.
 
-A thousand hosts have megabytes, and every claim reads the record. So Redis compares: a script returns a digest of the
-beginning of each record, which has the record's time and number (`HEAD_BYTES`), all in one string.
+The records of a thousand hosts are megabytes, and every claim reads them. So a script in Redis returns a digest of the
+beginning of each record (`HEAD_BYTES`), which has its time and sequence number, all in one string; a record whose
+digest is known is not read.
 """
 
 import time
@@ -36,13 +37,13 @@ class RecordHosts:
     def __init__(self, connection: RecordConnection) -> None:
         self._names, self._script = connection.names, connection.script(_DIGESTS)
         self._known: dict[str, tuple[bytes, HostRecord]] = {}
-        """By host, the digest of a record and the record."""
+        """By host, its record and the digest of that."""
         self._read_at = float("-inf")
         self.namesakes: list[Namesake] = []
         """Hosts that may not publish because another has their name."""
 
     def is_fresh(self, within_s: float) -> bool:
-        """Whether the records were read so lately."""
+        """Whether the records were read less than this long ago."""
         return time.monotonic() - self._read_at < within_s
 
     async def digests(self) -> dict[str, bytes]:

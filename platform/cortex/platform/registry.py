@@ -269,8 +269,8 @@ class Registry:
     async def fleet(self, now: float, hosts_within_s: float = 0.0) -> Fleet:
         """Read the whole record; all its times are by the caller's clock, at `now`.
 
-        With `hosts_within_s`, hosts' records that this process read so long ago are not read again; hosts that are gone
-        are left out.
+        Hosts' records that this process read less than `hosts_within_s` seconds ago are not read again; hosts that have
+        left the index since then are left out.
         """
         began = time.monotonic()
         reads_hosts = not self._hosts.is_fresh(hosts_within_s)

@@ -1,6 +1,6 @@
 """The instances in a router's view, by function and by id. Pure.
 
-It is brought up to date by the hosts that changed: with a thousand hosts a claim changes one, and reads them all.
+An update looks only at the hosts that changed: of a thousand hosts, a claim changes one.
 """
 
 from collections.abc import Collection, Mapping
@@ -12,7 +12,7 @@ from cortex.router.request.model_traits import known_models
 
 
 class InstanceIndex:
-    """The instances of the records that it was given last."""
+    """The instances of all hosts in the last records, silent hosts too."""
 
     def __init__(self) -> None:
         self.profiles: Mapping[str, ModelProfile] = {}

@@ -1,14 +1,14 @@
 """The two sets of settings with which an engine starts: fast for a start that a request waits for, full for serving.
 
 A fast start uses *tricks* that leave out what makes serving faster. Which tricks an engine has depends on its version
-and on the function's own arguments: each engine's module says it. A trick that failed is switched off for its revision.
+and on the function's own arguments: see the engine's module. A trick that failed is switched off for its revision.
 """
 
 import enum
 
 
 class StartMode(enum.StrEnum):
-    """With which set of settings an instance was started."""
+    """The set of settings with which an instance was started."""
 
     FAST = "fast"
     """It is ready sooner, and serves more slowly."""
@@ -16,7 +16,7 @@ class StartMode(enum.StrEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> "StartMode":
-        """A mode of a later release is not replaced by another."""
+        """Read a mode of a later release as `full`: such an instance is not replaced."""
         return cls.FULL
 
 
@@ -26,7 +26,7 @@ class Trick(enum.StrEnum):
     EAGER = "eager"
     """No compilation and no graphs. (vLLM's `--enforce-eager`.)"""
     FEW_GRAPHS = "few graphs"
-    """Graphs for the smallest batches only: larger ones are served without."""
+    """Graphs for the smallest batches only: larger batches run without."""
     KNOWN_CACHE = "known cache"
     """The size of the KV cache is given, so the engine measures no memory. It makes serving no slower, so full starts
     use it, too."""

@@ -162,8 +162,8 @@ def launch(function: Function, context: LaunchContext) -> Launch:
 
 
 def fast_tricks(function: Function, version: str) -> tuple[Trick, ...]:
-    """Return the tricks of a fast start that this version has, and about which the function's own arguments decide
-    nothing."""
+    """Return the tricks of a fast start that this version has; none where the function's own arguments decide about
+    compilation and graphs."""
     if _has(function, GRAPH_ARGUMENTS):
         return ()
     few = release(version) >= FEW_SIZES_SINCE and not _has(function, SPECULATIVE)

@@ -58,7 +58,8 @@ log = structlog.get_logger()
 
 TICK_S = 0.5
 OTHERS_S, OTHERS_MOST_S = 0.01, 5.0
-"""How old the records of other hosts may be, for each host and at most: each agent of a large fleet reads them all."""
+"""How old the records of hosts may be when this agent decides: this for each host of the fleet, and the maximum. Every
+agent reads all of them."""
 STOP_ALL_S = 8.0
 OLD_REQUESTS_S = 2.0
 """How long after a stall a request for a start counts as one from before it."""

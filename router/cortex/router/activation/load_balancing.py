@@ -90,10 +90,10 @@ def hosts_to_ask(
 ) -> HostOrder:
     """Return the hosts that may run a function, best first. An estimate: the agent decides.
 
-    In order: hosts with an instance of it that is not in `exclude`, which may already serve, or only rehearses its
-    first sleep; hosts with one that is parked, asleep before frozen, or that is being parked; hosts it is pinned on,
-    hosts with its weights, room without eviction, the fewest evictions, possible room later, and the name. Hosts on
-    which it can never run, and cordoned ones, are left out.
+    In order: hosts with an instance of it that is not in `exclude`, which may already serve, or leaves only to come
+    back; hosts with one that is parked, asleep before frozen, or that is being parked; hosts it is pinned on, hosts
+    with its weights, room without eviction, the fewest evictions, possible room later, and the name. Hosts on which it
+    can never run, and cordoned ones, are left out.
     """
     return HostOrder(_in_order(need, function, fleet, use, now, exclude))
 
