@@ -280,3 +280,21 @@ def test_a_failure_is_told_in_events_and_in_nothing_else() -> None:
     assert sound.fail(fault) == b""
     assert (events.tells_errors, sound.tells_errors) == (True, False)
     assert sound.feed(b"x") == b""
+
+
+@pytest.mark.parametrize("value", [b"1" + b" " * 40 + b"x", b"1" * 41, b"one", b"0.5"])
+def test_a_number_of_a_form_that_is_none_is_refused(value: bytes) -> None:
+    form = Form("image_edits", b"b", OWN)
+
+    with pytest.raises(BadRequest) as refused:
+        form.feed(whole(part("model", b"mine"), part("n", value)))
+
+    assert refused.value.param == "n"
+
+
+def test_a_list_does_not_lower_the_number_of_answers_of_a_form() -> None:
+    form = Form("image_edits", b"b", OWN)
+
+    form.feed(whole(part("model", b"mine"), part("n", b"5"), part("n[]", b"1")))
+
+    assert form.answers == 5

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from cortex.functions.spec import Engine, Function
 from cortex.router.errors import AdapterFailed
 from cortex.router.live_catalogue import Target
-from cortex.router.request.adapters import check_adapter, with_adapter
+from cortex.router.request.adapters import able, check_adapter, with_adapter
 from tests.support.factories import an_instance
 
 BASE = Function(id="base", engine=Engine.LLAMACPP)
@@ -54,3 +54,12 @@ def test_an_adapter_that_is_not_loaded_is_an_error_with_the_reason_for_operators
     assert "another base" not in error.value.fault().message
     with pytest.raises(AdapterFailed, match="was started without it"):
         check_adapter(to(LEGAL), replace(AT, adapters={}))
+
+
+def test_an_instance_with_the_adapter_is_preferred_to_one_without() -> None:
+    without = replace(AT, id="j", adapters={"other": 0})
+
+    assert able(to(LEGAL), (without, AT)) == (AT,)
+    assert able(to(LEGAL), (without,)) == (without,)
+    assert able(to(BASE), (without, AT)) == (without, AT)
+    assert able(to(CALM), (without, AT)) == (without, AT)

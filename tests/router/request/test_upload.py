@@ -1,7 +1,9 @@
 """Forms on their way to a worker: what a router holds of them, and when they may be sent again."""
 
+import io
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -174,3 +176,17 @@ async def test_held_bytes_come_back_in_order() -> None:
 async def test_a_packed_form_is_refused() -> None:
     with pytest.raises(BadRequest, match="uncompressed"):
         await uploads().begin(an_incoming(b"x", TYPE, (b"content-encoding", b"gzip")), "transcriptions")
+
+
+async def test_a_file_that_takes_a_part_of_each_write_holds_all_bytes() -> None:
+    class Short(io.BytesIO):
+        def write(self, data: Any) -> int:
+            return super().write(memoryview(data)[:1000])
+
+    held = Held(Holdings(64 * MIB, 64 * MIB), Holdings(64 * MIB, 64 * MIB), "key")
+    held._file = Short()
+    data = bytes(range(256)) * 64
+
+    await held.add(data)
+
+    assert b"".join([piece async for piece in held.pieces()]) == data

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex.functions.catalogue import read
-from cortex.functions.spec import Function
+from cortex.functions.spec import Engine, Function
 from cortex.platform.api_keys import Principal, Priority
 from cortex.platform.in_flight import InFlight
 from cortex.platform.record import Fleet, Override, ShareUse, used_function
@@ -24,7 +24,7 @@ from cortex.router.overview.snapshot import FleetSnapshot, Index
 from cortex.router.request.admission import Admission
 from cortex.router.request.model_traits import TraitsCache
 from tests.router.dialects.examples import examples
-from tests.router.request.test_admission import an_admission
+from tests.router.request.test_admission import Request, an_admission
 from tests.support.catalogues import entry, fake
 from tests.support.factories import a_host, an_instance
 
@@ -208,3 +208,19 @@ def test_models_lists_a_variant_with_its_own_limits_and_the_places_of_its_base(t
 
     assert (a["locations"], a["loaded"], a["alias_of"]) == (base["locations"], True, None)
     assert (a["limit"]["output"], a["cost"]) == (10, {"input": 1.0})
+
+
+@pytest.mark.parametrize("order", [("i", "j"), ("j", "i")])
+def test_a_request_boards_the_instance_that_has_its_adapter(order: tuple[str, str]) -> None:
+    base = Function(id="base", engine=Engine.LLAMACPP)
+    legal = Function(id="legal", engine=Engine.LLAMACPP, variant_of="base", adapter="org/a")
+    adapters = {"i": {"legal": 0}, "j": dict[str, int]()}
+    admission = an_admission(*(an_instance(id, function="base", adapters=adapters[id]) for id in order))
+    request = Request()
+    request.target = Target(legal, "r", base, True)
+
+    with admission.ticket(request) as ticket:
+        instance = ticket.board()
+
+    assert instance is not None
+    assert instance.id == "i"

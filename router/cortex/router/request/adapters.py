@@ -11,6 +11,14 @@ from cortex.router.live_catalogue import Target
 from cortex.router.request.prompt_cache import with_fields
 
 
+def able(target: Target, ready: tuple[Instance, ...]) -> tuple[Instance, ...]:
+    """Return the instances that can serve a variant; all of them if none has its adapter, so that `check_adapter` gives
+    the reason of one."""
+    if not target.has_adapter:
+        return ready
+    return tuple(i for i in ready if target.function.id in i.adapters) or ready
+
+
 def check_adapter(target: Target, instance: Instance) -> None:
     """Raise AdapterFailed when an instance has not the adapter of a variant."""
     function = target.function

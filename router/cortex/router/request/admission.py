@@ -24,6 +24,7 @@ from cortex.router.activation.load_balancing import choose
 from cortex.router.errors import QueueFull, RequestError
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import Target
+from cortex.router.request.adapters import able
 from cortex.router.request.batch_gate import BatchGate
 from cortex.router.request.slot_queue import Place, SlotQueue
 from cortex.router.request.start_gate import StartGate, StartWaiter
@@ -134,7 +135,7 @@ class Ticket:
         function = target.function
         if self._candidate.is_batch:
             self._admission.batch_gate.admit(target)
-        ready = view.ready(target.base.id, target.revision)
+        ready = able(target, view.ready(target.base.id, target.revision))
         instance = choose(ready, self._load, self._candidate.affinity, function.target_concurrency)
         if instance is not None:
             self._tracked = self._admission.in_flight.track(target.base.id, instance.id, target.share)

@@ -360,7 +360,7 @@ class Exchange:
         try:
             await self._send_apart(instance, body)
         except WorkerRefusal as error:
-            looser = grammar.loosen_request(body) if self._stumbled(error.message) else None
+            looser = grammar.loosen_request(body) if body and self._stumbled(error.message) else None
             if looser is None:
                 raise
             await self._send_apart(instance, looser)

@@ -11,7 +11,7 @@ Values are encrypted under the caller's API key, so requests without one store n
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -22,7 +22,7 @@ from cortex.platform.api_keys import ANONYMOUS, Principal
 from cortex.platform.cancel import cancelled
 from cortex.platform.registry import RecordUnavailable
 from cortex.platform.response_cipher import ResponseCipher
-from cortex.platform.response_record import ResponseRecord, Write
+from cortex.platform.response_record import MOST_TURNS, ResponseRecord, Write
 from cortex.router.access import batch_pass
 from cortex.router.access.auth import Headers, read_credentials
 from cortex.router.dialects.core.errors import BadRequest, Kind
@@ -95,10 +95,17 @@ class StoredResponses:
     def __init__(self, record: ResponseRecord, intake: Intake) -> None:
         self.record, self._intake = record, intake
         self._runs: dict[tuple[str, str], _Run] = {}
+        self._beginning: list[str] = []
+        """The owners of those whose lease is being written."""
 
     @property
     def is_on(self) -> bool:
         return self.record.ttl_s > 0
+
+    @property
+    def most_of_one(self) -> int:
+        """Bytes that one response with its input, or a new conversation, may have."""
+        return self.record.most_bytes // SHARE
 
     def cipher(self, headers: Headers, who: Principal) -> ResponseCipher | None:
         """Return the cipher of a caller; None: it has sent no API key, as a batch worker has not, or nothing is
@@ -133,10 +140,10 @@ class StoredResponses:
             return own, items, stored.stateless(body, items if continues else None), size
 
         own, items, sent, size = await self._intake.work(len(body), read)
-        most = self.record.most_bytes // SHARE
+        most = self.most_of_one
         if size > most:
             raise BadRequest(
-                f"the input with what it continues has {size} bytes, and at most {most} are stored: begin a new"
+                f"the input and the items it continues have {size} bytes, and at most {most} are stored: begin a new"
                 " conversation, or send store = false",
                 "input",
             )
@@ -151,7 +158,10 @@ class StoredResponses:
                 raise BadRequest("this response is not complete yet", "previous_response_id")
             return result.context
         if state.conversation:
-            return await self.turns(cipher, state.conversation)
+            members = await self.conversation(cipher, state.conversation)
+            if len(members) >= MOST_TURNS:
+                raise BadRequest(f"this conversation has {MOST_TURNS} turns: begin a new one", "conversation")
+            return _items(members)
         return []
 
     async def find(self, cipher: ResponseCipher | None, id: str, param: str | None = None) -> Stored:
@@ -159,11 +169,11 @@ class StoredResponses:
         if cipher is None:
             raise ResponseNotFound(id, param, NO_KEY if self.is_on else OFF)
         with _mapped:
-            value = await self.record.read(cipher, id)
-            if value is None:
-                raise ResponseNotFound(id, param)
-            result = msgspec.json.decode(value, type=Stored)
+            result = await self._read(cipher, id, param)
             if stored.status_of(result.response) in ENDS or await self.record.runs(cipher, id):
+                return result
+            result = await self._read(cipher, id, param)  # the end is written before the lease ends
+            if stored.status_of(result.response) in ENDS:
                 return result
             result = Stored(
                 response=msgspec.Raw(stored.ended(result.response, "failed", DIED)),
@@ -172,10 +182,15 @@ class StoredResponses:
             await self.record.write(cipher, id, msgspec.json.encode(result), "replace")
         return result
 
+    async def _read(self, cipher: ResponseCipher, id: str, param: str | None) -> Stored:
+        value = await self.record.read(cipher, id) if id.startswith("resp_") else None
+        if value is None:
+            raise ResponseNotFound(id, param)
+        return msgspec.json.decode(value, type=Stored)
+
     async def turns(self, cipher: ResponseCipher | None, id: str) -> Items:
         """Return the items of a conversation. Raises ResponseNotFound or RecordIsAway."""
-        _, *turns = await self.conversation(cipher, id)
-        return [item for turn in turns for item in msgspec.json.decode(turn, type=Items)]
+        return _items(await self.conversation(cipher, id))
 
     async def conversation(self, cipher: ResponseCipher | None, id: str) -> list[bytes]:
         """Return a conversation's head and its turns. Raises ResponseNotFound or RecordIsAway."""
@@ -194,11 +209,16 @@ class StoredResponses:
 
     async def begin(self, plan: Plan) -> None:
         """Prepare a response in the background. Raises TooManyRuns or RecordIsAway."""
-        if sum(owner == plan.cipher.owner for owner, _ in self._runs) >= MOST_RUNS:
+        owner = plan.cipher.owner
+        if sum(own == owner for own, _ in self._runs) + self._beginning.count(owner) >= MOST_RUNS:
             raise TooManyRuns(MOST_RUNS)
-        with _mapped:
-            await self.record.begin(plan.cipher, plan.id)
-            await self.record.write(plan.cipher, plan.id, plan.value(plan.response("in_progress")), "set")
+        self._beginning.append(owner)
+        try:
+            with _mapped:
+                await self.record.begin(plan.cipher, plan.id)
+                await self.record.write(plan.cipher, plan.id, plan.value(plan.response("in_progress")), "set")
+        finally:
+            self._beginning.remove(owner)
 
     # The answer.
 
@@ -262,8 +282,9 @@ class StoredResponses:
         run = self._runs.get((cipher.owner, id))
         if run is None:
             return None
-        run.is_cancelled = True
-        run.task.cancel()
+        if not run.is_cancelled:  # a second cancellation would interrupt the writing of its end
+            run.is_cancelled = True
+            run.task.cancel()
         return run.task
 
     async def cancel(self, cipher: ResponseCipher | None, id: str) -> Stored:
@@ -312,6 +333,11 @@ class StoredResponses:
             log.warning("response_not_stored", why=str(error))
 
 
+def _items(members: list[bytes]) -> Items:
+    """Return the items of a conversation: of its turns, which follow its head."""
+    return [item for turn in members[1:] for item in msgspec.json.decode(turn, type=Items)]
+
+
 class _Background(Struct):
     background: bool = False
 
@@ -319,9 +345,10 @@ class _Background(Struct):
 class Keeper(PassingClient):
     """A client whose answer is kept before its last byte. `finish` keeps what there is of one that broke off."""
 
-    def __init__(self, client: Client, keep: Callable[[bytes], Any]) -> None:
+    def __init__(self, client: Client, keep: Callable[[bytes], Awaitable[None]]) -> None:
         super().__init__(client)
-        self._keep, self._recording, self._is_saved = keep, Recording(), False
+        self._keep, self._recording = keep, Recording()
+        self._saving: asyncio.Future[Any] | None = None
         self.failure: Failure | None = None
 
     async def send(self, status: int, headers: Any, body: bytes) -> None:
@@ -342,14 +369,16 @@ class Keeper(PassingClient):
         await self._client.end()
 
     async def finish(self, status: Status, otherwise: bytes | None = None) -> None:
-        """Keep what was streamed, or `otherwise`, if nothing is kept yet."""
-        response = self._recording.response(status) or otherwise
-        if response is not None and not self._is_saved:
+        """Keep what was streamed, or `otherwise`, if nothing is kept yet. Returns when it is written."""
+        if self._saving is not None:
+            await asyncio.wait([self._saving])
+        elif (response := self._recording.response(status) or otherwise) is not None:
             await self._save(response)
 
     async def _save(self, response: bytes) -> None:
-        self._is_saved = True
-        await self._keep(response)
+        """Keep a response. A client that leaves meanwhile does not interrupt that; `finish` waits for it."""
+        self._saving = asyncio.ensure_future(self._keep(response))
+        await asyncio.shield(self._saving)
 
 
 class Detached:

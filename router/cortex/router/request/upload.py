@@ -240,7 +240,9 @@ class Held:
     def _write(self, data: bytes) -> None:
         if self._file is None:
             self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (`release` closes it)
-        self._file.write(data)
+        rest = memoryview(data)
+        while rest:  # an unbuffered file may take a part, as on a disk that is almost full
+            rest = rest[self._file.write(rest) :]
 
     def _read(self, at: int) -> bytes:
         assert self._file is not None

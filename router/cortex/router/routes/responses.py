@@ -75,12 +75,17 @@ def routes(responses: StoredResponses) -> list[HTTPRouteHandler]:
     @post("/v1/conversations", opt={"needs": "inference"}, status_code=200)
     async def create(request: Http) -> Response[bytes]:
         """Begin a conversation, with items or without."""
-        new = wire.read(await request.body() or b"{}", _New)
+        body = await request.body() or b"{}"
+        new = wire.read(body, _New)
         if len(new.items or ()) > MOST_NEW_ITEMS:
             raise BadRequest(f"expected at most {MOST_NEW_ITEMS} items", "items")
         key = cipher(request)
         if key is None:
             raise BadRequest("conversations are not supported" + (NO_KEY if responses.is_on else OFF))
+        if len(body) > responses.most_of_one:
+            raise BadRequest(
+                f"the conversation has {len(body)} bytes; expected at most {responses.most_of_one}", "items"
+            )
         unique = unique_id()
         head = _Head(id=f"conv_{unique}", created_at=int(time.time()), metadata=new.metadata or {})
         await responses.write(key, head.id, msgspec.json.encode(head), "create")

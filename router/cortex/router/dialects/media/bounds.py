@@ -14,6 +14,8 @@ MAX_TEXT = 64 * 1024
 """Most characters of a text, such as a prompt or what to speak."""
 MAX_SIDE = 4096
 """Most pixels of a side of an image."""
+MAX_DIGITS = 40
+"""Most characters of a number in a form."""
 MAX_NAME = 256
 """Most characters of a name: a voice, a language, a format."""
 NUMBERS: dict[str, tuple[float, float]] = {
@@ -55,7 +57,9 @@ def check_text(name: str, value: str) -> None:
         return  # left out
     if name in NUMBERS:
         try:
-            check(name, float(value) if name in _FRACTIONS else int(value[:40]))
+            if len(value) > MAX_DIGITS:
+                raise ValueError
+            check(name, float(value) if name in _FRACTIONS else int(value))
         except ValueError:
             raise BadRequest("expected a number", name) from None
     elif name in _SWITCHES:

@@ -202,7 +202,7 @@ class Form:
             return
         bounds.check_text(text.name, value)
         if text.name == "n" and value:
-            self.answers = int(value)
+            self.answers = max(self.answers, int(value))  # the client may send `n[]` too
         if self._passing is None:
             self._texts.append(text)
         else:

@@ -1,0 +1,153 @@
+"""Stored responses: what is kept when a client leaves, a cancellation is sent twice, or another router is faster."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from cortex.platform.response_cipher import ResponseCipher
+from cortex.platform.response_record import MOST_TURNS, ResponseRecord
+from cortex.router.dialects.core.errors import BadRequest
+from cortex.router.dialects.responses.stored import State
+from cortex.router.errors import ResponseNotFound, TooManyRuns
+from cortex.router.request.intake import Body, Intake
+from cortex.router.request.stored_responses import MOST_RUNS, Keeper, Plan, StoredResponses, _Run
+from tests.support.incoming import ReadingClient
+
+CIPHER = ResponseCipher("secret")
+DONE = b'event: x\ndata: {"type":"response.completed","response":{"status":"completed","output":[]}}\n\n'
+
+
+def value(status: str) -> bytes:
+    return msgspec.json.encode({"response": {"status": status, "output": []}, "items": []})
+
+
+class Record:
+    """Values in memory. `on_runs` is called before a lease is looked up, and `gate` holds back its beginning."""
+
+    ttl_s, most_bytes = 100, 1 << 20
+
+    def __init__(self, **values: Any) -> None:
+        self.values = values
+        self.on_runs: Callable[[], None] = lambda: None
+        self.gate = asyncio.Event()
+
+    async def read(self, cipher: ResponseCipher, id: str) -> Any:
+        return self.values.get(id)
+
+    async def read_list(self, cipher: ResponseCipher, id: str) -> Any:
+        return self.values.get(id, [])
+
+    async def runs(self, cipher: ResponseCipher, id: str) -> bool:
+        self.on_runs()
+        return False
+
+    async def begin(self, cipher: ResponseCipher, id: str) -> None:
+        await self.gate.wait()
+
+    async def write(self, cipher: ResponseCipher, id: str, value: bytes, how: str) -> bool:
+        self.values[id] = value
+        return True
+
+
+def stored_in(record: Record) -> StoredResponses:
+    return StoredResponses(cast(ResponseRecord, record), cast(Intake, None))
+
+
+async def status_of(responses: StoredResponses) -> str:
+    found = await responses.find(CIPHER, "resp_1")
+    return str(msgspec.json.decode(found.response)["status"])
+
+
+async def test_a_client_that_leaves_while_its_answer_is_written_loses_nothing() -> None:
+    may_write, written = asyncio.Event(), list[bytes]()
+
+    async def keep(response: bytes) -> None:
+        await may_write.wait()
+        written.append(response)
+
+    async def serve(keeper: Keeper) -> None:
+        keeper.start(200, ())
+        keeper.write(DONE)
+        try:
+            await keeper.end()
+        finally:
+            await keeper.finish("cancelled")
+
+    task = asyncio.create_task(serve(Keeper(ReadingClient(), keep)))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    may_write.set()
+    await asyncio.wait([task])
+
+    assert [msgspec.json.decode(response)["status"] for response in written] == ["completed"]
+
+
+async def test_a_response_that_ends_while_its_lease_is_looked_up_has_not_failed() -> None:
+    record = Record(resp_1=value("in_progress"))
+    record.on_runs = lambda: record.values.update(resp_1=value("completed"))
+
+    assert await status_of(stored_in(record)) == "completed"
+    assert record.values["resp_1"] == value("completed")
+
+
+async def test_a_response_without_a_lease_and_an_end_has_failed() -> None:
+    assert await status_of(stored_in(Record(resp_1=value("in_progress")))) == "failed"
+
+
+async def test_a_second_cancellation_does_not_interrupt_the_end_of_the_first() -> None:
+    responses, ended = stored_in(Record()), list[bool]()
+    began, may_end = asyncio.Event(), asyncio.Event()
+
+    async def run() -> None:
+        try:
+            began.set()
+            await asyncio.Event().wait()
+        finally:
+            await may_end.wait()
+            ended.append(True)
+
+    task = asyncio.create_task(run())
+    responses._runs[CIPHER.owner, "resp_1"] = _Run(task)
+    await began.wait()
+    stops = [asyncio.create_task(responses.stop(CIPHER, "resp_1")) for _ in range(2)]
+    await asyncio.sleep(0)
+    may_end.set()
+    await asyncio.gather(*stops)
+
+    assert ended == [True]
+
+
+async def test_requests_at_the_same_time_begin_no_more_responses_than_a_key_may_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Plan, "response", lambda *_: b"{}")
+    record = Record()
+    responses = stored_in(record)
+    state = State(store=True, background=True)
+    plans = [Plan(state, CIPHER, b"", [], [], cast(Body, None)) for _ in range(MOST_RUNS + 1)]
+
+    begins = [asyncio.create_task(responses.begin(plan)) for plan in plans]
+    await asyncio.sleep(0)
+    record.gate.set()
+    results = await asyncio.gather(*begins, return_exceptions=True)
+
+    assert [type(result) for result in results if result] == [TooManyRuns]
+    assert not responses._beginning
+
+
+async def test_a_conversation_at_its_limit_of_turns_is_refused() -> None:
+    responses = stored_in(Record(conv_1=[b"{}"] + [b"[]"] * (MOST_TURNS - 1)))
+
+    with pytest.raises(BadRequest, match="begin a new one") as refused:
+        await responses._context(CIPHER, State(store=True, conversation="conv_1"))
+
+    assert refused.value.param == "conversation"
+
+
+async def test_the_id_of_a_conversation_is_no_response() -> None:
+    with pytest.raises(ResponseNotFound):
+        await stored_in(Record(conv_1=[b"{}"])).find(CIPHER, "conv_1")
