@@ -1,4 +1,4 @@
-"""LoRA adapters of a base on one process of real llama.cpp, beside a variant: what each says, what fails alone."""
+"""LoRA adapters of a base on one process of real llama.cpp: their answers, and failures of one alone."""
 
 import threading
 from collections.abc import Iterator
@@ -18,8 +18,9 @@ pytestmark = pytest.mark.xdist_group("adapters")
 GREEDY = {"temperature": 0.0}
 BASE = entry(
     "base", engine="llamacpp", source="demo:harbour", context=2048, target_concurrency=3, vram_mb=600,
-    idle_after_s=600, sampling=GREEDY, max_output_tokens=8,
+    idle_after_s=600, sampling=GREEDY, max_output_tokens=8, args=["--threads", "1"],
 )  # fmt: skip
+"""llama.cpp's threads wait for each other in a loop, which makes a request take seconds where others use the CPU."""
 SAYS = {"harbour": " harbour" * 8, "night": " night" * 8, "brief": " night" * 3}
 
 
@@ -105,16 +106,16 @@ def test_a_client_cannot_choose_an_adapter(stack: Stack) -> None:
     assert (answer.status_code, "lora" in answer.text) == (400, True)
 
 
-def test_all_at_once_get_their_own(stack: Stack) -> None:
+def test_simultaneous_requests_get_the_answers_of_their_own_adapters(stack: Stack) -> None:
     says = {**SAYS, "base": ask(stack, "base"), "calm": ask(stack, "calm")}
-    names, start = list(says) * 8, threading.Barrier(10)
+    names, start = list(says) * 4, threading.Barrier(5)
 
     def one(nth: int) -> tuple[str, str]:
-        if nth < 10:
+        if nth < 5:
             start.wait(20)
         return names[nth], ask(stack, names[nth])
 
-    with ThreadPoolExecutor(10) as pool:
+    with ThreadPoolExecutor(5) as pool:
         answers = list(pool.map(one, range(len(names))))
 
     assert all(says[name] == text for name, text in answers)
