@@ -78,7 +78,7 @@ def test_a_state_of_a_cold_function_starts_no_worker(engines: Stack, path: str) 
     assert engines.state("cold") == "cold"
 
 
-def test_texts_are_scored_and_pooled_by_a_server_that_can(engines: Stack) -> None:
+def test_texts_are_scored_and_pooled_by_a_server_with_these_routes(engines: Stack) -> None:
     scores = engines.http.post("/v1/score", json={"model": "scores", "text_1": "a b", "text_2": ["a b", "c"]}).json()
     pooled = engines.http.post("/v1/pooling", json={"model": "scores", "input": ["one three"]}).json()
 
@@ -121,7 +121,7 @@ def test_a_key_without_the_function_gets_its_name_as_unknown(engines: Stack) -> 
     assert answer.json()["error"]["code"] == "model_not_found"
 
 
-def test_a_request_without_a_name_says_where_it_may_be(engines: Stack) -> None:
+def test_a_request_without_a_name_is_a_400_that_lists_where_to_put_it(engines: Stack) -> None:
     for answer in (engines.http.get("/slots"), engines.http.post("/tokenize", json={"content": "a"})):
         assert answer.status_code == 400
         assert "?model=NAME" in answer.json()["error"]["message"]

@@ -212,7 +212,7 @@ def test_a_client_that_leaves_ends_the_workers_request(media: Stack, whole: bool
     eventually(lambda: of_worker(media, "hears/waits")["aborted"] == before + 1, within_s=1, what="the worker to stop")
 
 
-def test_a_form_that_was_not_read_on_is_sent_to_another_instance_and_a_longer_one_is_not(media: Stack) -> None:
+def test_a_form_that_is_held_whole_is_sent_to_another_instance_and_a_longer_one_is_not(media: Stack) -> None:
     small = post(media, form("hears/refuses", size=9) + b"\r\n--b--\r\n")
     large = post(media, form("hears/refuses", size=MIB) + b"\r\n--b--\r\n")
     tries = {a.headers["x-request-id"]: a for a in (small, large)}
@@ -301,7 +301,9 @@ def test_fields_that_do_not_pass_are_named_in_the_answer(media: Stack) -> None:
     assert answer.headers["x-cortex-dropped"] == "late_filter, vad_filter"
 
 
-def test_what_a_function_cannot_do_is_a_400_that_names_what_can(media: Stack, client: openai.OpenAI) -> None:
+def test_a_request_that_a_function_cannot_serve_is_a_400_that_names_functions_that_can(
+    media: Stack, client: openai.OpenAI
+) -> None:
     with pytest.raises(
         openai.BadRequestError, match=r"'chats' serves chat, completions.*not transcriptions: use 'hears'"
     ):
@@ -316,7 +318,7 @@ def test_what_a_function_cannot_do_is_a_400_that_names_what_can(media: Stack, cl
 # Speech.
 
 
-def test_speech_is_streamed_as_the_worker_makes_it(client: openai.OpenAI, tmp_path: Path) -> None:
+def test_speech_is_streamed_as_the_worker_generates_it(client: openai.OpenAI, tmp_path: Path) -> None:
     with client.audio.speech.with_streaming_response.create(
         model="tts-1", voice="alloy", input="one two three", response_format="wav"
     ) as answer:
@@ -364,7 +366,7 @@ def test_speech_that_breaks_off_never_looks_complete(media: Stack) -> None:
 # Images.
 
 
-def test_images_are_drawn(client: openai.OpenAI) -> None:
+def test_images_are_generated(client: openai.OpenAI) -> None:
     answer = client.images.generate(model="gpt-image-1", prompt="a red boat", n=2, size="1024x1024")
 
     assert [base64.b64decode(image.b64_json or "")[:4] for image in answer.data or ()] == [b"\x89PNG"] * 2

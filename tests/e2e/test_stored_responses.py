@@ -60,7 +60,7 @@ def test_the_items_that_a_model_has_read_are_listed(keyed: Keyed) -> None:
     assert [item.type for item in page] == ["message"] * 3
 
 
-def test_a_response_that_is_not_to_be_stored_is_not(keyed: Keyed) -> None:
+def test_a_response_with_store_false_is_not_stored(keyed: Keyed) -> None:
     response = create(keyed, store=False)
 
     assert response.store is False
@@ -115,7 +115,7 @@ def test_a_stream_is_stored_before_its_end_is_sent(keyed: Keyed) -> None:
     assert client(keyed).responses.retrieve(last.id).to_dict() == last.to_dict()
 
 
-def test_a_stream_whose_client_left_keeps_what_was_streamed(keyed: Keyed) -> None:
+def test_a_stream_whose_client_left_is_stored_as_far_as_it_came(keyed: Keyed) -> None:
     stream = create(keyed, model="one/drips", stream=True)
     id, deltas = "", 0
     for event in stream:
@@ -163,7 +163,7 @@ def test_a_response_in_the_background_outlives_the_client_of_its_stream(keyed: K
     assert len(response.output_text.split()) == 30
 
 
-def test_a_response_in_the_background_is_cancelled_at_whichever_worker(keyed: Keyed) -> None:
+def test_a_response_in_the_background_is_cancelled_through_any_worker(keyed: Keyed) -> None:
     begun = create(keyed, model="one/drips", background=True)
     client(keyed).responses.cancel(begun.id)  # an own connection: of two workers, either may serve it
 
@@ -189,7 +189,7 @@ def test_a_failure_in_the_background_is_the_responses_own(keyed: Keyed) -> None:
     assert eventually(failed, what="the response to fail").error.message
 
 
-def test_a_key_makes_so_many_responses_in_the_background_and_no_more(keyed: Keyed) -> None:
+def test_a_key_at_its_limit_of_responses_in_the_background_is_refused(keyed: Keyed) -> None:
     begun: list[str] = []
     with pytest.raises(openai.RateLimitError, match="in the background"):
         while len(begun) <= 2 * MOST_RUNS:  # of two workers
@@ -224,7 +224,9 @@ def test_a_conversation_grows_by_each_turn(keyed: Keyed) -> None:
         ({"previous_response_id": "../../etc"}, "previous_response_id"),
     ],
 )
-def test_what_cannot_be_continued_names_its_field(keyed: Keyed, fields: dict[str, Any], param: str) -> None:
+def test_a_state_that_cannot_be_continued_is_an_error_with_its_field(
+    keyed: Keyed, fields: dict[str, Any], param: str
+) -> None:
     with pytest.raises(openai.APIStatusError) as refused:
         client(keyed).responses.create(**{"model": "one/open", "input": "a", **fields})
 

@@ -28,7 +28,7 @@ def problems(text: str) -> list[str]:
     return [str(problem) for problem in caught.value.problems]
 
 
-def test_a_variant_has_the_values_of_its_base_where_it_says_nothing() -> None:
+def test_a_variant_has_the_values_of_its_base_for_keys_that_it_omits() -> None:
     text = entry("calm", variant_of="base", sampling={"temperature": 0.1}, queue=3) + BASE
 
     calm = load(text).functions["calm"]
@@ -88,7 +88,10 @@ OF_V, OF_W = entry("v", variant_of="w"), entry("w", variant_of="base")
     ("text", "what"),
     [
         (entry("v", variant_of="bsae"), "variant_of: 'bsae' is not in the catalogue; did you mean 'base'?"),
-        (entry("v", variant_of="v"), "a function is no variant of itself: name the function whose instances serve it"),
+        (
+            entry("v", variant_of="v"),
+            "a function cannot be a variant of itself: name the function whose instances serve it",
+        ),
         (OF_W + OF_V, "variant_of: 'w' is a variant itself: name its base, 'base'"),
         (OF_V + aliases({"w": "base"}), "variant_of: 'w' is an alias: name its function, 'base'"),
         (entry("v", variant_of="base", min=2), "min = 2 is more than max = 1"),
@@ -136,7 +139,7 @@ def test_shared_instances_follow_the_strongest_wish() -> None:
     assert functions["other"] == load(fake("other")).functions["other"]
 
 
-def test_a_wish_that_is_weaker_than_that_of_the_base_is_noted() -> None:
+def test_a_wish_that_is_weaker_than_that_of_the_base_is_reported() -> None:
     text = fake("base", idle_after_s=60) + entry("v", variant_of="base", idle_after_s=10)
 
     assert notes(load(text)) == ["v: idle_after_s = 10 is kept, but that of 'base' is stronger: 60"]
@@ -159,7 +162,7 @@ def test_each_value_of_a_variant_is_explained_by_the_entry_that_it_comes_from() 
     assert {v.key: (v.value, v.line, v.of) for v in of_base}["min"] == (1, 13, "v")
 
 
-def test_what_a_variant_does_not_inherit_has_a_value_that_wishes_nothing() -> None:
+def test_a_key_that_a_variant_does_not_inherit_has_a_neutral_value() -> None:
     plain = Function(id="f", engine=load(BASE).functions["base"].engine)
 
     assert {k: getattr(plain, k) for k in NOT_INHERITED} == dict(NOT_INHERITED)
@@ -198,15 +201,18 @@ def test_requests_of_a_base_with_adapters_are_translated() -> None:
     ("text", "what"),
     [
         (LLAMA + fake("v", adapter="org/a"), 'adapter needs the function whose instances load it: base = "ID"'),
-        (BASE + entry("v", base="base", adapter="org/a"), "of 'base' has no adapters in cortex: only llamacpp has"),
+        (
+            BASE + entry("v", base="base", adapter="org/a"),
+            "of 'base' cannot have adapters in cortex: only llamacpp can",
+        ),
         (
             entry("base", engine="vllm", source="org/b") + entry("v", base="base", adapter="org/a"),
-            "adapter: engine \"vllm\" of 'base' has no adapters in cortex: only llamacpp has",
+            "adapter: engine \"vllm\" of 'base' cannot have adapters in cortex: only llamacpp can",
         ),
         (
             LLAMA.replace("llamacpp", 'llamacpp"\nserver = "llama_cpp.server')
             + entry("v", base="base", adapter="org/a"),
-            "adapter: the server llama_cpp.server of 'base' has no adapters: use llama-server or xllamacpp",
+            "adapter: the server llama_cpp.server of 'base' does not load adapters: use llama-server or xllamacpp",
         ),
         (
             LLAMA + 'task = "embed"\n' + entry("v", base="base", adapter="org/a"),
@@ -214,7 +220,7 @@ def test_requests_of_a_base_with_adapters_are_translated() -> None:
         ),
         (
             LLAMA + entry("v", base="base", adapter="/a,b.gguf"),
-            "adapter: '/a,b.gguf' has a comma, which engines take for the end of a path: rename it",
+            "adapter: '/a,b.gguf' has a comma, which engines read as the end of a path: rename it",
         ),
         (
             LLAMA + entry("v", base="base", variant_of="base"),

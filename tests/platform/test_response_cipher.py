@@ -31,7 +31,7 @@ def test_two_encryptions_of_a_value_differ() -> None:
     ],
     ids=["another key", "another name", "changed", "cut", "empty"],
 )
-def test_what_is_not_its_own_is_unreadable(secret: str, name: str, change: object) -> None:
+def test_a_value_of_another_key_or_name_is_unreadable(secret: str, name: str, change: object) -> None:
     sealed = ResponseCipher(SECRET).encrypt("resp_1", b"the harbour")
 
     with pytest.raises(Unreadable):

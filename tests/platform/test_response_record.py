@@ -59,7 +59,7 @@ async def test_the_oldest_are_deleted_above_the_bound_of_their_owner(record: Res
     assert await record.read(OTHER, "resp_other") is not None
 
 
-async def test_what_was_deleted_is_not_replaced(record: ResponseRecord) -> None:
+async def test_a_deleted_value_is_not_replaced(record: ResponseRecord) -> None:
     await record.write(CIPHER, "resp_1", b"value", "set")
     assert await record.delete(CIPHER, "resp_1")
 
@@ -68,7 +68,9 @@ async def test_what_was_deleted_is_not_replaced(record: ResponseRecord) -> None:
     assert not await record.delete(CIPHER, "resp_1")
 
 
-async def test_a_conversation_gets_turns_up_to_a_bound(record: ResponseRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_conversation_takes_turns_up_to_its_bound(
+    record: ResponseRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(response_record, "MOST_TURNS", 3)
     await record.write(CIPHER, "conv_1", b"head", "create")
 
@@ -80,7 +82,7 @@ async def test_a_conversation_gets_turns_up_to_a_bound(record: ResponseRecord, m
     assert not await record.write(CIPHER, "conv_2", b"x", "append")
 
 
-async def test_a_lease_tells_of_life_and_of_cancellation(record: ResponseRecord) -> None:
+async def test_a_lease_shows_that_a_response_runs_or_is_cancelled(record: ResponseRecord) -> None:
     assert not await record.runs(CIPHER, "resp_1")
     assert not await record.cancel(CIPHER, "resp_1")
 

@@ -27,8 +27,8 @@ class Server(Struct, frozen=True, kw_only=True):
     native: frozenset[str] = frozenset({"messages", "responses"})
     """Translated dialects that it also serves itself, for functions with `native`."""
     own: frozenset[str] = frozenset()
-    """Paths of its own that clients may call. Never those for developers or operators: they change a worker, or show
-    what others ask of it."""
+    """The engine's own paths that clients may call; never those for developers or operators, which change a worker or
+    show other clients' requests."""
     tools: bool = True
     """Parses tool calls in a model's output."""
     parallel: int | Literal["target"] | None = None

@@ -1,9 +1,10 @@
 """Variants: functions without instances of their own. The instances of another function, the base, serve them. Pure.
 
 A variant has the base's values and replaces those that belong to a request, such as `sampling`. Everything about the
-process, its place and its number is the base's; agents know bases only. So a change of a variant restarts nothing.
-What says how long an instance stays and who is evicted for it is a wish: the strongest of all sharers counts. A
-variant with an `adapter` has LoRA weights of its own; its base's instances get those of all variants.
+process, its placement and the number of instances belongs to the base; agents know bases only. So a change of a
+variant restarts nothing. Keys that decide how long an instance stays and what is evicted for it are wishes: the
+strongest of all functions that share the instances counts. A variant with an `adapter` has LoRA weights of its own; the
+base's instances load those of all its variants.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,9 +20,9 @@ OWN = (
     "sampling", "chat_template_kwargs", "default_output_tokens", "max_output_tokens", "on_long_prompt",
     "remote_images", "allow", "cost",
 )  # fmt: skip
-"""What a variant may set for its requests alone."""
+"""The keys that a variant may set for its own requests."""
 WISHES = ("min", "warm", "pinned", "baseline", "priority", "idle_after_s", "keep_alive_max_s")
-"""What a variant may wish of the shared instances."""
+"""The keys that a variant may set as wishes for the shared instances."""
 NOT_INHERITED: Mapping[str, Any] = {
     "min": 0,
     "warm": "",
@@ -30,8 +31,8 @@ NOT_INHERITED: Mapping[str, Any] = {
     "native": (),
     "adapter": "",
 }
-"""What a variant does not inherit: the base's own wishes count already, and a worker's answer to a dialect of its own
-has the base's name in it."""
+"""The values of keys that a variant does not inherit: the base's own wishes count already, and an answer that a worker
+gives in a native dialect contains the base's name."""
 
 
 def problems(declared: Iterable[str], base: str) -> Iterator[tuple[str, str]]:
@@ -40,29 +41,29 @@ def problems(declared: Iterable[str], base: str) -> Iterator[tuple[str, str]]:
         if key == "native":
             yield key, "native is not for variants: their requests are translated, so that answers have their name"
         elif key not in (*OWN, *WISHES):
-            yield key, f"{key} is that of '{base}', whose instances serve this variant: set it there, or leave it out"
+            yield key, f"{key} is set by '{base}', whose instances serve this variant: set it there, or leave it out"
 
 
 def adapter_problem(adapter: str, base: Function) -> str:
     """Return why the instances of a function cannot have an adapter, or ""."""
     if "," in adapter:
-        return f"adapter: '{adapter}' has a comma, which engines take for the end of a path: rename it"
+        return f"adapter: '{adapter}' has a comma, which engines read as the end of a path: rename it"
     if base.engine is not Engine.LLAMACPP:
-        return f"adapter: engine \"{base.engine}\" of '{base.id}' has no adapters in cortex: only llamacpp has"
+        return f"adapter: engine \"{base.engine}\" of '{base.id}' cannot have adapters in cortex: only llamacpp can"
     if base.server == "llama_cpp.server":
-        return f"adapter: the server {base.server} of '{base.id}' has no adapters: use llama-server or xllamacpp"
+        return f"adapter: the server {base.server} of '{base.id}' does not load adapters: use llama-server or xllamacpp"
     if base.task in ("embed", "rerank"):
         return f"adapter: '{base.id}' has task = \"{base.task}\", and adapters are for functions that generate"
     return ""
 
 
 def as_weights(base: Function, adapter: Adapter) -> Function:
-    """Return the function that an adapter's weights would be those of: they are fetched and kept like any others."""
+    """Return a function that stands for an adapter's weights, so that they are fetched and stored like any others."""
     return Function(id=adapter.id, engine=base.engine, source=adapter.source, allow_pickle=base.allow_pickle)
 
 
 def with_adapters(functions: Iterable[Function]) -> list[Function]:
-    """Return functions and what stands for their adapters' weights."""
+    """Return functions, each followed by those that stand for its adapters' weights (`as_weights`)."""
     return [weights for f in functions for weights in (f, *(as_weights(f, a) for a in f.adapters))]
 
 
@@ -70,7 +71,7 @@ def base_problem(id: str, base: str, functions: Mapping[str, str], aliases: Mapp
     """Return why a function cannot be a variant of `base`, or "". `functions` has the base of every declared id, empty
     for functions with instances of their own."""
     if base == id:
-        return "variant_of: a function is no variant of itself: name the function whose instances serve it"
+        return "variant_of: a function cannot be a variant of itself: name the function whose instances serve it"
     if base in functions:
         return _chain(id, base, functions) if functions[base] else ""
     if isinstance(function := aliases.get(base), str):
@@ -103,8 +104,8 @@ def sharers(functions: Mapping[str, Function], base: str) -> list[Function]:
 
 
 def fold(functions: Mapping[str, Function]) -> dict[str, Function]:
-    """Return the functions with what the instances that they share get: the strongest wish of all sharers. `warm` stays
-    each one's own: `min` has it already, and runtime overrides too."""
+    """Return the functions with the wishes for the instances that they share: the strongest of each. `warm` is not
+    shared, because `min` contains it already, with runtime overrides."""
     folded = dict(functions)
     for base in {f.variant_of for f in functions.values() if f.variant_of}:
         own, *variants = sharers(functions, base)
@@ -125,7 +126,7 @@ def fold(functions: Mapping[str, Function]) -> dict[str, Function]:
 
 
 def weaker_wishes(functions: Mapping[str, Function]) -> Iterator[str]:
-    """Yield a note for every wish of a variant that has no effect, because the base's is stronger."""
+    """Yield a note for every wish of a variant that has no effect because the base's wish is stronger."""
     for function in functions.values():
         if base := functions.get(function.variant_of):
             for key in ("idle_after_s", "priority"):

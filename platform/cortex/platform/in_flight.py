@@ -18,7 +18,7 @@ LATE_S = 60.0
 
 class InFlight:
     """Live requests by instance and by function. Where functions share instances, all requests
-    count for the base, and each function for itself beside that."""
+    count for the base, and also for their own function."""
 
     def __init__(self, process: str) -> None:
         self._process = process

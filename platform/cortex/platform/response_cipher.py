@@ -1,8 +1,8 @@
-"""Encrypts what belongs to one API key, under a key that is derived from its secret and stored nowhere.
+"""Encrypt the data of one API key, under a key that is derived from its secret and stored nowhere.
 
-HKDF-SHA256 (RFC 5869) makes of the secret, 32 random bytes, a key for AES-256-GCM and an owner: a name in Redis that
-tells nothing about the secret. So without the API key nobody can read what it stored, find its ids or put anything in
-its place: the name of each value is authenticated with it.
+HKDF-SHA256 (RFC 5869) derives from the secret, 32 random bytes, a key for AES-256-GCM and an owner: a name in Redis
+that reveals nothing about the secret. Without the API key a stored value can be neither read nor replaced by another
+one: each value is authenticated together with its name.
 """
 
 import os

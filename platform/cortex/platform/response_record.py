@@ -1,7 +1,8 @@
 """Stored responses and conversations in Redis: encrypted values with a lifetime, and a bound per owner.
 
-A response is a string, a conversation a list to which each turn is appended, so that two turns at a time lose nothing.
-An index has the owner's ids by expiry. A write deletes the oldest of them while their sizes exceed the bound.
+A response is a string. A conversation is a list to which each turn is appended, so that simultaneous turns lose
+nothing. An index holds the owner's ids by expiry. A write deletes the oldest values while their total size exceeds the
+bound.
 """
 
 from typing import Literal
@@ -10,12 +11,12 @@ from cortex.platform.registry import Registry
 from cortex.platform.response_cipher import ResponseCipher, Unreadable
 
 LEASE_S = 15
-"""How long a response under way outlives its router."""
+"""How long the lease of a running response outlives its router."""
 MOST_TURNS = 1000
-"""Turns of one conversation."""
+"""The most members of one conversation: its head and its turns."""
 
 Write = Literal["set", "replace", "create", "append"]
-"""`replace` and `append` change what exists only: what was deleted meanwhile stays deleted."""
+"""`replace` and `append` change existing values only: a value that was deleted meanwhile stays deleted."""
 
 _WRITE = """
 -- KEYS: the value, the index by expiry, the sizes.
@@ -59,12 +60,12 @@ redis.call('HDEL', KEYS[3], ARGV[1])
 return redis.call('DEL', KEYS[1])
 """
 _LEASE = """
--- Begin or renew a lease, and return what it says. KEYS[1] the lease; ARGV: its lifetime in s, '1' to begin.
+-- Begin or renew a lease, and return its value. KEYS[1] the lease; ARGV: its lifetime in s, '1' to begin.
 if ARGV[2] == '1' then redis.call('SET', KEYS[1], 'run', 'EX', ARGV[1]) else redis.call('EXPIRE', KEYS[1], ARGV[1]) end
 return redis.call('GET', KEYS[1])
 """
 _CANCEL = """
--- Say in a lease that its response is cancelled; 0 if there is none. ARGV[1]: its lifetime in s.
+-- Mark a lease as cancelled; 0 if there is none. ARGV[1]: its lifetime in s.
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 redis.call('SET', KEYS[1], 'cancel', 'EX', ARGV[1])
 return 1
@@ -107,7 +108,7 @@ class ResponseRecord:
         return bool(await self._delete(keys, [id]))
 
     async def begin(self, cipher: ResponseCipher, id: str) -> None:
-        """Begin the lease of a response that is made in the background."""
+        """Begin the lease of a response in the background."""
         await self._lease([self._names.response_run(_name(cipher, id))], [LEASE_S, 1])
 
     async def is_cancelled(self, cipher: ResponseCipher, id: str) -> bool:
@@ -119,7 +120,7 @@ class ResponseRecord:
         return await self._read([self._names.response_run(_name(cipher, id))], []) is not None
 
     async def cancel(self, cipher: ResponseCipher, id: str) -> bool:
-        """Have the router of a response cancel it; False: none makes it."""
+        """Request that the router of a response cancels it; False: no router runs it."""
         return bool(await self._cancel([self._names.response_run(_name(cipher, id))], [LEASE_S]))
 
     async def end(self, cipher: ResponseCipher, id: str) -> None:

@@ -156,7 +156,9 @@ class TooManyRuns(RequestError):
     kind = Kind.RATE_LIMITED
 
     def __init__(self, most: int) -> None:
-        super().__init__(f"this key makes the allowed {most} responses in the background", retry_after=5)
+        super().__init__(
+            f"this key runs the allowed {most} responses in the background on this router worker", retry_after=5
+        )
 
 
 class SharedRequestId(RequestError):
@@ -286,7 +288,7 @@ class RouterHoldsTooMuch(RequestError):
 
 
 class NoDisk(RequestError):
-    """A file that came before its form's `model` cannot be held: the disk is full, or has no folder for it."""
+    """A file that came before its form's `model` cannot be held: the disk is full or cannot be written."""
 
     kind, code = Kind.NO_CAPACITY, "no_disk"
 

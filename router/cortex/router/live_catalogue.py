@@ -40,14 +40,14 @@ READ_S = 10.0
 
 
 class Target(Struct, frozen=True):
-    """What a name resolves to: a function, and whose instances serve it, with the revision that they must have."""
+    """What a name resolves to: a function, and the revision of the instances that serve it."""
 
     function: Function
     revision: str
     of: Function | None = None
-    """Of which function it is a variant."""
+    """The function of which it is a variant."""
     is_shared: bool = False
-    """Whether other functions have the same instances."""
+    """Whether the same instances serve other functions."""
 
     @property
     def base(self) -> Function:
@@ -61,12 +61,12 @@ class Target(Struct, frozen=True):
 
     @property
     def has_adapter(self) -> bool:
-        """Whether it is a variant with an adapter of its own. No engine but these has any, `--fake` neither."""
+        """Whether it is a variant with an adapter that its engine loads: the fake engine of `--fake` loads none."""
         return bool(self.function.adapter) and self.base.engine in (Engine.LLAMACPP, Engine.VLLM)
 
     @property
     def share(self) -> str:
-        """The function's id if others have the same instances, else empty."""
+        """The function's id if the same instances serve other functions, else empty."""
         return self.function.id if self.is_shared else ""
 
 

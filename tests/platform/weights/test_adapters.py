@@ -28,13 +28,13 @@ def test_a_lora_of_the_models_architecture_fits(tmp_path: Path, model: Path) -> 
     assert problem_of(LLAMA, write_lora(tmp_path / "a.gguf", " night"), model) == ""
 
 
-def test_what_is_no_lora_of_this_base_is_named(tmp_path: Path, model: Path) -> None:
+def test_a_file_that_is_not_a_lora_of_this_base_is_an_error(tmp_path: Path, model: Path) -> None:
     other = write_lora(tmp_path / "o.gguf", " night", architecture="gpt2")
     text = tmp_path / "t.gguf"
     text.write_text("no GGUF")
 
     assert problem_of(LLAMA, other, model) == "o.gguf is for another base: for gpt2, and model.gguf is llama"
-    assert problem_of(LLAMA, model, model) == "model.gguf is no LoRA adapter: its general.type is 'model'"
+    assert problem_of(LLAMA, model, model) == "model.gguf is not a LoRA adapter: its general.type is 'model'"
     assert "t.gguf cannot be read" in problem_of(LLAMA, text, model)
     assert "none.gguf cannot be read" in problem_of(LLAMA, tmp_path / "none.gguf", model)
 
@@ -51,7 +51,7 @@ def test_what_is_no_lora_of_this_base_is_named(tmp_path: Path, model: Path) -> N
         ("", "Qwen/Qwen3-8B", True),
     ],
 )
-def test_a_folder_says_for_which_base_it_is(tmp_path: Path, base: str, source: str, fits: bool) -> None:
+def test_the_configuration_of_a_folder_names_its_base(tmp_path: Path, base: str, source: str, fits: bool) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base, "peft_type": "LORA"}))
 
     problem = problem_of(Function(id="f", engine=Engine.VLLM, source=source), tmp_path, Path("/m"))
@@ -63,20 +63,20 @@ def test_a_folder_says_for_which_base_it_is(tmp_path: Path, base: str, source: s
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (b'{"peft_type": "IA3"}', "is no LoRA adapter: its peft_type is 'IA3'"),
+        (b'{"peft_type": "IA3"}', "is not a LoRA adapter: its peft_type is 'IA3'"),
         (b"[", "has no readable adapter_config.json"),
         (b"[]", "has no readable adapter_config.json"),
         (None, "has no readable adapter_config.json"),
     ],
 )
-def test_a_folder_without_a_lora_is_named(tmp_path: Path, content: bytes | None, what: str) -> None:
+def test_a_folder_without_a_lora_is_an_error(tmp_path: Path, content: bytes | None, what: str) -> None:
     if content is not None:
         (tmp_path / "adapter_config.json").write_bytes(content)
 
     assert what in problem_of(Function(id="f", engine=Engine.VLLM, source="org/m"), tmp_path, Path("/m"))
 
 
-async def test_adapters_are_here_or_to_be_fetched_or_a_problem_of_their_own() -> None:
+async def test_adapters_are_on_the_host_or_to_be_fetched_or_have_a_problem() -> None:
     function = Function(
         id="base",
         engine=Engine.LLAMACPP,
@@ -98,7 +98,7 @@ async def test_adapters_are_here_or_to_be_fetched_or_a_problem_of_their_own() ->
     assert [f.weights for f in missing] == ["org/away"]
 
 
-def test_a_start_that_ended_of_an_adapter_goes_on_without_it() -> None:
+def test_a_start_that_failed_to_load_an_adapter_is_repeated_without_it() -> None:
     line = "0.07 E cmn  common_init_: failed to load lora adapter '/a.gguf.b'"
 
     again = without_failed(HERE, ["llama_model_load", line, "exiting due to model loading error"])

@@ -54,7 +54,7 @@ def test_a_query_may_name_the_model(query: bytes, expected: str) -> None:
     assert engine.named_in(query) == expected
 
 
-def test_the_name_outside_of_a_body_goes_first() -> None:
+def test_a_name_in_the_path_or_the_query_precedes_that_of_the_body() -> None:
     assert engine.with_name(b'{"model":"a","content":"x"}', "") == ("a", b'{"model":"a","content":"x"}')
     assert engine.with_name(b'{"model":"a","content":"x"}', "b") == ("b", b'{"model":"b","content":"x"}')
     assert engine.with_name(b"{}", "b") == ("b", b'{"model":"b"}')
@@ -81,7 +81,7 @@ def test_a_request_without_a_name_says_where_it_may_be(body: bytes) -> None:
         ("/v1/pooling", "vllm", {"input": ["a", "b"]}),
     ],
 )
-def test_what_a_route_is_about_passes(path: str, family: Family, fields: dict[str, Any]) -> None:
+def test_the_fields_of_a_route_pass(path: str, family: Family, fields: dict[str, Any]) -> None:
     expected = {"n_predict": 64} if path == "/infill" else {}
 
     assert sent(path, family, **fields) == {"model": "worker", **fields, **expected}
@@ -180,7 +180,7 @@ def test_props_have_no_path_no_prompt_and_no_unknown_field() -> None:
     }
 
 
-def test_slots_have_nothing_of_a_request() -> None:
+def test_slots_show_nothing_of_a_request() -> None:
     slot = {"id": 1, "n_ctx": 512, "is_processing": True, "prompt": SECRET, "params": {"seed": 1}, "id_task": 9}
 
     assert json.loads(engine.shown("/slots", json.dumps([slot]).encode(), "m")) == [

@@ -74,7 +74,7 @@ PARTS = {
 
 
 @given(st.lists(st.integers(0, len(FORM)), max_size=12), st.integers(0, 12))
-def test_a_form_passes_on_the_same_however_it_is_cut_and_whenever_it_begins(cuts: list[int], begin: int) -> None:
+def test_a_form_is_the_same_wherever_it_is_split_and_whenever_its_head_is_sent(cuts: list[int], begin: int) -> None:
     edges = [0, *sorted(cuts), len(FORM)]
     pieces = [FORM[a:b] for a, b in pairwise(edges)]
 
@@ -199,7 +199,7 @@ def test_requests_in_json_pass_on_with_the_workers_name() -> None:
     assert images.answers == 3
 
 
-def test_a_whole_answer_tells_what_it_used() -> None:
+def test_the_usage_of_a_whole_answer_is_read() -> None:
     audio = Reply("transcriptions").plain(b'{"text":"x","duration":"2.5"}')
     other = Reply("transcriptions").plain(b'{"text":"x","usage":{"type":"duration","seconds":3}}')
     images = Reply("images").plain(b'{"data":[{},{}],"usage":{"input_tokens":4,"output_tokens":5}}')
@@ -210,7 +210,7 @@ def test_a_whole_answer_tells_what_it_used() -> None:
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"error":{"message":"no"}}', b'{"duration":1e999}x'])
-def test_an_answer_that_is_none_is_an_error(body: bytes) -> None:
+def test_an_answer_that_cannot_be_read_is_an_error(body: bytes) -> None:
     with pytest.raises(BadAnswer):
         Reply("transcriptions").plain(body)
 
@@ -229,7 +229,7 @@ EVENTS = (
 
 
 @given(st.lists(st.integers(0, len(EVENTS)), max_size=8))
-def test_events_pass_unchanged_and_their_usage_is_read_however_they_are_cut(cuts: list[int]) -> None:
+def test_events_pass_unchanged_and_their_usage_is_read_wherever_they_are_split(cuts: list[int]) -> None:
     stream = Reply("transcriptions").stream("text/event-stream; charset=utf-8")
     edges = [0, *sorted(cuts), len(EVENTS)]
     assert stream is not None
@@ -263,14 +263,14 @@ def test_an_event_without_end_costs_no_memory() -> None:
         ("", b"application/octet-stream"),
     ],
 )
-def test_a_worker_does_not_choose_what_a_browser_runs(content_type: str, public: bytes) -> None:
+def test_a_content_type_that_a_browser_executes_is_replaced(content_type: str, public: bytes) -> None:
     stream = Reply("speech").stream(content_type)
 
     assert stream is not None
     assert stream.media_type == public
 
 
-def test_a_failure_is_told_in_events_and_in_nothing_else() -> None:
+def test_only_a_stream_of_events_reports_a_failure() -> None:
     events, sound = Reply("speech").stream("text/event-stream"), Reply("speech").stream("audio/wav")
     assert events is not None
     assert sound is not None
@@ -283,7 +283,7 @@ def test_a_failure_is_told_in_events_and_in_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("value", [b"1" + b" " * 40 + b"x", b"1" * 41, b"one", b"0.5"])
-def test_a_number_of_a_form_that_is_none_is_refused(value: bytes) -> None:
+def test_a_field_of_a_form_that_is_not_a_number_is_refused(value: bytes) -> None:
     form = Form("image_edits", b"b", OWN)
 
     with pytest.raises(BadRequest) as refused:

@@ -29,7 +29,7 @@ def state(**fields: Any) -> State:
         ({"conversation": {"id": "conv_1"}}, State(store=True, conversation="conv_1")),
     ],
 )
-def test_a_request_says_what_it_wants(fields: dict[str, Any], expected: State) -> None:
+def test_the_state_that_a_request_needs_is_read(fields: dict[str, Any], expected: State) -> None:
     assert state(**fields) == expected
 
 
@@ -43,7 +43,7 @@ def test_a_request_says_what_it_wants(fields: dict[str, Any], expected: State) -
         ({"store": "yes"}, "store"),
     ],
 )
-def test_what_does_not_fit_names_its_field(fields: dict[str, Any], param: str) -> None:
+def test_an_invalid_state_names_its_field(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(BadRequest) as refused:
         state(**fields)
 
@@ -92,7 +92,7 @@ def a_chunk(**delta: Any) -> bytes:
 
 
 @pytest.mark.parametrize("size", [1, 7, 10_000])
-def test_a_stream_that_breaks_off_is_kept_as_far_as_it_came(size: int) -> None:
+def test_a_stream_that_breaks_off_is_stored_as_far_as_it_came(size: int) -> None:
     wire = events(a_chunk(role="assistant", content="The harbour "), a_chunk(content="is quiet"))
     recording = Recording()
     for at in range(0, len(wire), size):
@@ -105,7 +105,7 @@ def test_a_stream_that_breaks_off_is_kept_as_far_as_it_came(size: int) -> None:
     assert (item["status"], item["content"][0]["text"]) == ("incomplete", "The harbour is quiet")
 
 
-def test_a_complete_stream_is_kept_as_its_last_event_says() -> None:
+def test_a_complete_stream_is_stored_as_its_last_event_has_it() -> None:
     recording = Recording()
     stream = responses_request().answer("u", 1).stream()
     finish = json.dumps({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}).encode()
@@ -118,7 +118,7 @@ def test_a_complete_stream_is_kept_as_its_last_event_says() -> None:
     assert saved["output"][0]["content"][0]["text"] == "Hi"
 
 
-def test_of_a_stream_without_events_nothing_is_kept() -> None:
+def test_a_stream_without_events_is_not_stored() -> None:
     recording = Recording()
     recording.feed(b": waiting\n\n")
 
@@ -148,6 +148,6 @@ def test_a_page_has_the_items_that_follow(limit: int, order: str, after: str, id
 @pytest.mark.parametrize(
     ("limit", "order", "after"), [(0, "asc", ""), (101, "asc", ""), (1, "up", ""), (1, "asc", "x")]
 )
-def test_a_page_that_cannot_be_is_refused(limit: int, order: str, after: str) -> None:
+def test_an_invalid_page_is_refused(limit: int, order: str, after: str) -> None:
     with pytest.raises(BadRequest):
         stored.page(ITEMS, limit, order, after)

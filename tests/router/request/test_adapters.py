@@ -25,7 +25,7 @@ def to(function: Function, base: Function = BASE) -> Target:
     ("function", "lora"),
     [(BASE, [{"id": 0, "scale": 0.0}]), (CALM, [{"id": 0, "scale": 0.0}]), (LEGAL, [{"id": 1, "scale": 1.0}])],
 )
-def test_every_request_to_llama_cpp_says_which_adapter_it_wants(function: Function, lora: list[object]) -> None:
+def test_every_request_to_llama_cpp_names_its_adapter(function: Function, lora: list[object]) -> None:
     body = with_adapter(b'{"model":"base","lora":[{"id":0,"scale":9}]}', to(function), AT)
 
     assert json.loads(body)["lora"] == lora  # the last of duplicates counts, as in llama.cpp

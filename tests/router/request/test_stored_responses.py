@@ -57,8 +57,8 @@ def stored_in(record: Record) -> StoredResponses:
 
 
 async def status_of(responses: StoredResponses) -> str:
-    found = await responses.find(CIPHER, "resp_1")
-    return str(msgspec.json.decode(found.response)["status"])
+    result = await responses.find(CIPHER, "resp_1")
+    return str(msgspec.json.decode(result.response)["status"])
 
 
 async def test_a_client_that_leaves_while_its_answer_is_written_loses_nothing() -> None:

@@ -86,7 +86,7 @@ async def test_a_file_before_the_model_is_held_on_the_disk_and_may_be_sent_again
     assert (shared.disk._held, shared.memory._held) == (0, 0)
 
 
-async def test_a_key_holds_so_much_on_the_disk() -> None:
+async def test_a_key_that_holds_its_limit_on_the_disk_is_refused() -> None:
     shared = Uploads(8 * MIB, Holdings(64 * MIB, 64 * MIB))
     body = a_form(7 * MIB, file_first=True)
     held = [await shared.begin(an_incoming(body, TYPE, pieces=20), "transcriptions") for _ in range(2)]
@@ -173,7 +173,7 @@ async def test_held_bytes_come_back_in_order() -> None:
     await held.release()
 
 
-async def test_a_packed_form_is_refused() -> None:
+async def test_a_compressed_form_is_refused() -> None:
     with pytest.raises(BadRequest, match="uncompressed"):
         await uploads().begin(an_incoming(b"x", TYPE, (b"content-encoding", b"gzip")), "transcriptions")
 

@@ -1,4 +1,4 @@
-"""Adapters on this host: where they are, and whether they fit their base. One that does not fails its function only.
+"""Find adapters on this host, and check that they fit their base. One that does not fit fails only its own function.
 
 An adapter is fetched, listed and removed like the weights of a function (`variants.as_weights`).
 """
@@ -50,8 +50,8 @@ async def with_local_adapters(
 
 
 def without_failed(local: LocalWeights, last_lines: Iterable[str]) -> LocalWeights | None:
-    """Return weights without the adapter that a worker of llama.cpp ended of, by its last lines; None: it ended of none
-    of them."""
+    """Return weights without the adapter that a worker of llama.cpp failed to load, by its last lines; None if it
+    loaded them all."""
     for line in last_lines:
         for path in local.adapters.values():
             if f"failed to load lora adapter '{path}'" in line:
@@ -75,7 +75,7 @@ def _problem_of_gguf(adapter: Path, model: Path) -> str:
     except (gguf_head.BadGguf, OSError) as error:
         return f"the adapter {adapter.name} cannot be read: {error}"
     if own.get("general.type") != "adapter" or own.get("adapter.type") != "lora":
-        return f"{adapter.name} is no LoRA adapter: its general.type is {own.get('general.type', 'model')!r}"
+        return f"{adapter.name} is not a LoRA adapter: its general.type is {own.get('general.type', 'model')!r}"
     mine, theirs = own.get("general.architecture"), base.get("general.architecture")
     return "" if mine == theirs else f"{adapter.name} is for another base: for {mine}, and {model.name} is {theirs}"
 
@@ -88,13 +88,13 @@ def _problem_of_folder(adapter: Path, model: str) -> str:
     except (OSError, ValueError, AttributeError) as error:
         return f"the adapter {adapter.name} has no readable {CONFIG}: {error}"
     if kind.upper() != "LORA":
-        return f"{adapter.name} is no LoRA adapter: its peft_type is {kind!r}"
+        return f"{adapter.name} is not a LoRA adapter: its peft_type is {kind!r}"
     return "" if _may_fit(base, model) else f"the adapter is for another base: for {base!r}, and this is {model!r}"
 
 
 def _may_fit(base: str, model: str) -> bool:
-    """Whether two names of repositories may be those of one model: quantised copies append to its name. Paths tell
-    nothing; what does not fit at all is refused by the engine."""
+    """Whether two repository names may belong to one model: quantised copies append to its name. Paths prove
+    nothing, so they are accepted; the engine refuses an adapter whose tensors do not fit."""
     if any(not name or name.startswith(("/", "~", ".")) for name in (base, model)):
         return True
     one, other = (name.partition(":")[0].rpartition("/")[2].lower() for name in (base, model))

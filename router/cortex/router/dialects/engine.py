@@ -1,5 +1,5 @@
-"""Engines' own routes: requests to a worker's tokenizer, template, infill, scores and states, and what clients see of
-the answers. Pure.
+"""Engines' own routes: requests to a worker's tokenizer, template, infill, scores and state, and the parts of the
+answers that clients see. Pure.
 
 The routes are an allowlist (`own` in `functions/servers.py`), and so are their fields (`functions/passing.py`). A name
 in a request selects a function; the path that a worker gets is always one of the constants here. `/props` and `/slots`
@@ -27,7 +27,7 @@ from cortex.router.dialects.core.traits import Traits
 UPSTREAM = "/upstream/"
 """Before a function's name and one of the paths, for clients that send no model."""
 STATES = ("/props", "/slots")
-"""What a worker tells about itself, by GET."""
+"""A worker's reports about itself, by GET."""
 
 
 class Route(Struct, frozen=True):
@@ -116,7 +116,7 @@ class EngineRequest(Struct, frozen=True, kw_only=True):
 
 @wire.parser
 def with_name(body: bytes, name: str) -> tuple[str, bytes]:
-    """Return the function's name, and the body with it; a `name` from outside of the body goes first. Raises
+    """Return the function's name, and the body with it; a `name` from the path or the query takes precedence. Raises
     BadRequest."""
     params, fields = wire.read_fields(body, _Model)
     name = name or params.model or ""
@@ -163,7 +163,7 @@ _REQUIRED: dict[Dialect, tuple[tuple[str, ...], ...]] = {
 
 
 def _check(groups: tuple[tuple[str, ...], ...], params: _Params, fields: gate.Fields, taken: Set[str]) -> None:
-    """Raise BadRequest for a request without what its route is about, and for one with too many texts."""
+    """Raise BadRequest for a request that lacks its route's fields, and for one with too many texts."""
     missing = [
         [name for name in group if name not in fields or getattr(params, name) is None]
         for group in groups
@@ -249,7 +249,7 @@ class InfillStream(FrameStream):
         return b"data: %b\n\n" % msgspec.json.encode(openai_error(fault))
 
 
-# What a worker tells about itself.
+# A worker's reports about itself.
 
 _SETTINGS = FIELDS["llama"]["infill"] - {"model", "prompt", "input_prefix", "input_suffix", "stream"}
 
@@ -266,7 +266,7 @@ class _Props(Struct, omit_defaults=True):
     total_slots: int | None = None
     model_alias: str | None = None
     model_path: str | None = None
-    """llama.cpp's own page shows it as the model's name, so it has that."""
+    """llama.cpp's web page shows it as the model's name, so it contains the name and no path."""
     modalities: dict[str, bool] | None = None
     chat_template: str | None = None
     chat_template_caps: dict[str, bool] | None = None
@@ -276,7 +276,7 @@ class _Props(Struct, omit_defaults=True):
 
 
 class _Slot(Struct):
-    """The fields of a slot that clients see: none is about a request."""
+    """The fields of a slot that clients see: none describes a request."""
 
     id: int
     n_ctx: int | None = None
@@ -284,8 +284,8 @@ class _Slot(Struct):
 
 
 def shown(path: str, body: bytes, name: str) -> bytes:
-    """Return what clients see of a worker's answer at one of `STATES`; `name` is theirs for the model. Raises
-    BadAnswer."""
+    """Return the part of a worker's answer at one of `STATES` that clients see; `name` is the client's for the
+    model. Raises BadAnswer."""
     with map_json_errors():
         if path == "/slots":
             return msgspec.json.encode(lenient.decode(body, _slots)[0])

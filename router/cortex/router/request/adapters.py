@@ -1,7 +1,7 @@
-"""The adapter of a variant in a request to an instance that serves its base too.
+"""Select the adapter of a variant in a request to an instance that the variant shares with its base.
 
-vLLM knows an adapter by the variant's name in `model`. llama.cpp has a number for each, and every request says which it
-wants: one of the base says none, since what a server would apply otherwise is not the same in all releases.
+vLLM knows an adapter by the variant's name in `model`. llama.cpp numbers its adapters, and every request names one;
+a request for the base disables them all, because what a server applies by default differs between releases.
 """
 
 from cortex.functions.launch.llamacpp import ORDER as LLAMA_SERVERS
@@ -20,7 +20,7 @@ def able(target: Target, ready: tuple[Instance, ...]) -> tuple[Instance, ...]:
 
 
 def check_adapter(target: Target, instance: Instance) -> None:
-    """Raise AdapterFailed when an instance has not the adapter of a variant."""
+    """Raise AdapterFailed if an instance has not loaded the adapter of a variant."""
     function = target.function
     if not target.has_adapter or function.id in instance.adapters:
         return
@@ -30,9 +30,9 @@ def check_adapter(target: Target, instance: Instance) -> None:
 
 
 def with_adapter(body: bytes, target: Target, instance: Instance) -> bytes:
-    """Return the body of a request with the adapter that it is for, where the server takes a number."""
+    """Return the body of a request with the number of its adapter, if the server takes numbers."""
     if not instance.adapters or instance.server not in LLAMA_SERVERS:
         return body
     if not target.has_adapter:
-        return with_fields(body, b'"lora":[{"id":0,"scale":0.0}]')  # an empty list counts as none
+        return with_fields(body, b'"lora":[{"id":0,"scale":0.0}]')  # llama.cpp ignores an empty list
     return with_fields(body, b'"lora":[{"id":%d,"scale":1.0}]' % instance.adapters[target.function.id])

@@ -1,4 +1,4 @@
-"""How many bytes of live requests a router worker holds, in all and for each key, within limits. Pure."""
+"""Count the bytes that a router worker holds of live requests, in total and per key, within limits. Pure."""
 
 from collections import Counter
 

@@ -32,7 +32,7 @@ class SlotQueue:
         self.waiting: list[Place] = []
 
     def waiting_of(self, function: str) -> int:
-        """Return how many of those that wait are for a function; others may share the instance."""
+        """Return how many waiting requests are for a function. Other functions may share the instance."""
         return sum(place.function == function for place in self.waiting)
 
     def join(self, priority: Priority, function: str = "") -> Place:

@@ -1,9 +1,9 @@
-"""Responses that are stored, and made in the background: `/v1/responses` with state.
+"""Store responses, and generate them in the background: `/v1/responses` with state.
 
-A plan says what a request continues and what is kept of its answer. The answer is written before its last byte is sent,
-so that a client's next request finds it. One in the background is a task of this worker: its client may leave, and it
-holds a lease in Redis while it is under way, by which other workers see that it lives, or have it cancelled. A response
-without a lease whose end is missing has failed: its router died.
+A plan says what a request continues and what is stored of its answer. The answer is written before the end of it is
+sent, so that a client's next request finds it. A response in the background is a task of this worker: its client may
+leave. It holds a lease in Redis while it runs, by which other workers see that it is alive, or cancel it. A response
+without a lease and without an end has failed: its router died.
 
 Values are encrypted under the caller's API key, so requests without one store nothing.
 """
@@ -51,7 +51,7 @@ DIED = "the router that made this response died before it was complete"
 
 
 class Plan:
-    """What is kept of one request's answer. `reply` is set when the request has been read."""
+    """How the answer to one request is stored. `reply` is set when the request has been read."""
 
     def __init__(self, state: State, cipher: ResponseCipher, body: bytes, own: Items, items: Items, held: Body) -> None:
         self.state, self.cipher, self.body, self.held = state, cipher, body, held
@@ -90,7 +90,7 @@ class _Errors(Struct):
 
 
 class StoredResponses:
-    """Reads and keeps the responses of callers, and makes those in the background. Off with a lifetime of 0."""
+    """Stores and reads the responses of callers, and runs those in the background. Off with a lifetime of 0."""
 
     def __init__(self, record: ResponseRecord, intake: Intake) -> None:
         self.record, self._intake = record, intake
@@ -108,7 +108,7 @@ class StoredResponses:
         return self.record.most_bytes // SHARE
 
     def cipher(self, headers: Headers, who: Principal) -> ResponseCipher | None:
-        """Return the cipher of a caller; None: it has sent no API key, as a batch worker has not, or nothing is
+        """Return the cipher of a caller; None: it has sent no API key (a batch worker has none), or nothing is
         stored."""
         secret = read_credentials(headers).secret
         if not self.is_on or not secret or who.id == ANONYMOUS or secret.startswith(batch_pass.PREFIX):
@@ -120,7 +120,7 @@ class StoredResponses:
     async def plan(self, request: Incoming, body: bytes) -> Plan | None:
         """Return the plan for a request; None: it has no state. Raises BadRequest, ResponseNotFound or RecordIsAway."""
         if not self.is_on:
-            return None  # what needs stored answers is refused by the dialect
+            return None  # the dialect refuses fields that need stored answers
         state = await self._intake.work(len(body), stored.read_state, body)
         cipher = self.cipher(request.headers.items(), request.caller)
         if cipher is None:
@@ -223,7 +223,7 @@ class StoredResponses:
     # The answer.
 
     def answering(self, plan: Plan, answering: Answering, request_id: str) -> Answering:
-        """Return what answers a request and keeps the answer."""
+        """Return what answers a request and stores the answer."""
         if not plan.state.store:
             return answering
         if not plan.state.background:
@@ -250,7 +250,7 @@ class StoredResponses:
         return begun
 
     async def _make(self, plan: Plan, answering: Answering, client: "Detached") -> None:
-        """Make a response in the background, to its end."""
+        """Generate a response in the background."""
         keeper = Keeper(client, lambda response: self._keep(plan, response, "replace"))
         watch = asyncio.create_task(self._watch(plan))
         run = self._runs[plan.cipher.owner, plan.id]
@@ -271,7 +271,7 @@ class StoredResponses:
                 await self.record.end(plan.cipher, plan.id)
 
     async def _watch(self, plan: Plan) -> None:
-        """Renew a lease, and cancel its response when another worker says so."""
+        """Renew a lease, and cancel its response when another worker requests it."""
         while True:
             await asyncio.sleep(WATCH_S)
             with contextlib.suppress(RecordUnavailable):
@@ -288,7 +288,7 @@ class StoredResponses:
         return run.task
 
     async def cancel(self, cipher: ResponseCipher | None, id: str) -> Stored:
-        """Cancel a response in the background, at whichever worker makes it. Raises BadRequest, ResponseNotFound or
+        """Cancel a response in the background, whichever worker runs it. Raises BadRequest, ResponseNotFound or
         RecordIsAway."""
         result = await self.find(cipher, id)
         assert cipher is not None
@@ -302,7 +302,7 @@ class StoredResponses:
         return result
 
     async def stop(self, cipher: ResponseCipher, id: str) -> None:
-        """Have a response in the background stopped, if it is under way. Raises RecordIsAway."""
+        """Cancel a response in the background, if it is running. Raises RecordIsAway."""
         if (task := self._stop(cipher, id)) is not None:
             await asyncio.wait([task])
             return
@@ -319,11 +319,11 @@ class StoredResponses:
         await self.stop(cipher, id)
 
     async def close(self) -> None:
-        """End what is under way: this worker stops."""
+        """End the responses in the background, when this worker stops."""
         await cancelled([run.task for run in self._runs.values()])
 
     async def _keep(self, plan: Plan, response: bytes, how: Write) -> None:
-        """Store an answer. Without Redis the client has it all the same."""
+        """Store an answer. While Redis is away the client gets it all the same."""
         try:
             await self.record.write(plan.cipher, plan.id, plan.value(response), how)
             if plan.state.conversation:
@@ -343,7 +343,7 @@ class _Background(Struct):
 
 
 class Keeper(PassingClient):
-    """A client whose answer is kept before its last byte. `finish` keeps what there is of one that broke off."""
+    """A client whose answer is stored before its end is sent. `finish` stores the part of one that broke off."""
 
     def __init__(self, client: Client, keep: Callable[[bytes], Awaitable[None]]) -> None:
         super().__init__(client)
@@ -369,20 +369,20 @@ class Keeper(PassingClient):
         await self._client.end()
 
     async def finish(self, status: Status, otherwise: bytes | None = None) -> None:
-        """Keep what was streamed, or `otherwise`, if nothing is kept yet. Returns when it is written."""
+        """Store what was streamed, or `otherwise`, if nothing is stored yet. Returns when it is written."""
         if self._saving is not None:
             await asyncio.wait([self._saving])
         elif (response := self._recording.response(status) or otherwise) is not None:
             await self._save(response)
 
     async def _save(self, response: bytes) -> None:
-        """Keep a response. A client that leaves meanwhile does not interrupt that; `finish` waits for it."""
+        """Store a response. A client that leaves meanwhile does not interrupt that; `finish` waits for it."""
         self._saving = asyncio.ensure_future(self._keep(response))
         await asyncio.shield(self._saving)
 
 
 class Detached:
-    """The client of a response in the background: what is sent to it reaches the real one while there is one."""
+    """The client of a response in the background: it passes everything on to the real one while that is connected."""
 
     def __init__(self, client: Client | None) -> None:
         self._client, self._left = client, asyncio.Event()

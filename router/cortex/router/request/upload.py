@@ -1,10 +1,10 @@
-"""A form on its way from a client to a worker, which the router never holds whole.
+"""Stream a form from a client to a worker, without holding all of it.
 
-The form is read until its function is known: a field `model` that comes first, as OpenAI's SDKs send it, costs nothing;
-a file before it is held, in memory and then in a file without a name, which the system removes with the process. From
-then on the client is not read until a worker takes more, so that a form waits for a cold function in its client.
+The form is read until its function is known. A `model` field that comes first, as in OpenAI's SDKs, costs nothing; a
+file before it is held, in memory and then in an unnamed file, which the system removes with the process. From then on
+the router reads from the client only as fast as a worker takes the form, so a client waits for a cold function.
 
-A request may be sent again as long as no more of the form was read than is held.
+A request may be sent again as long as everything that was read of the form is held.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ UPLOADS_OF_A_PROCESS, UPLOADS_OF_A_KEY = 8, 2
 
 
 class Uploads:
-    """What the uploads of one router worker have in common: the largest size in bytes, and what they hold."""
+    """The uploads of one router worker: the largest size in bytes, and the counts of what they hold."""
 
     def __init__(self, most: int, memory: Holdings) -> None:
         self.most, self.memory = most, memory
@@ -45,7 +45,7 @@ class Uploads:
         """Read a form until its function is known. Raises BadRequest, NoDisk, KeyHoldsTooMuch, RouterHoldsTooMuch, or
         ClientLeft."""
         if request.headers.get(b"content-encoding", b"identity") != b"identity":
-            raise BadRequest("a form is taken uncompressed", "content-encoding", Kind.UNSUPPORTED_MEDIA)
+            raise BadRequest("a form must be sent uncompressed", "content-encoding", Kind.UNSUPPORTED_MEDIA)
         self.check(request.content_length or 0)
         boundary = boundary_of(request.headers.get(b"content-type", b"").decode("latin-1"))
         form = Form(kind, boundary, secrets.token_hex(16).encode(), model=named_in(request.query))
@@ -76,7 +76,7 @@ class Upload:
         self._size = 0
         self._client: Client | None = None
         self._is_begun = False
-        """Whether more was read than is held."""
+        """Whether some of what was read is not held."""
 
     @property
     def may_be_sent_again(self) -> bool:
@@ -89,8 +89,8 @@ class Upload:
         return self._held.sample
 
     async def begin(self) -> None:
-        """Read until the function is known, and to its end a form that is small or has arrived. Raises what
-        `Uploads.begin` does."""
+        """Read until the function is known, and to the end if the form is small or has arrived whole. Raises what
+        `Uploads.begin` raises."""
         is_small = self._request.content_length is not None and self._request.content_length <= SMALL
         while not self.form.is_whole and (is_small or not self.form.model or self._request.is_read):
             await self._held.add(await self._read())
@@ -123,7 +123,7 @@ class Upload:
             yield piece
 
     async def release(self) -> None:
-        """Give up what is held."""
+        """Release what is held."""
         await self._held.release()
 
     def held_by(self, answering: Answering) -> Answering:
@@ -143,7 +143,7 @@ class Upload:
         return self.form.is_whole and not self._is_begun
 
     async def _read(self) -> bytes:
-        """Read a piece of the client's form, and return what the worker gets of it."""
+        """Read a piece of the client's form, and return the bytes for the worker."""
         piece = await anext(self._pieces, b"")
         if not piece:
             return self.form.close()
@@ -212,7 +212,7 @@ class Held:
             raise NoDisk(error.strerror or type(error).__name__) from None
 
     def reserve(self, size: int) -> None:
-        """Count bytes of memory that the form itself has. Raises KeyHoldsTooMuch or RouterHoldsTooMuch."""
+        """Count bytes of memory that the form's text fields take. Raises KeyHoldsTooMuch or RouterHoldsTooMuch."""
         if size > self._reserved:
             self._memory.count(self._key, size - self._reserved)
             self._reserved = size
@@ -228,7 +228,7 @@ class Held:
             yield piece
 
     async def release(self) -> None:
-        """Forget all bytes."""
+        """Release all bytes."""
         file, self._file = self._file, None
         if file is not None:
             await asyncio.to_thread(file.close)

@@ -46,7 +46,7 @@ class WorkerConnection(asyncio.Protocol):
         self.idle_since = 0.0
         self._is_sending = False
         self._room: asyncio.Future[None] | None = None
-        """Done when the worker has read; None: it has."""
+        """Done when the worker has read what was sent; None: it has."""
 
     def send(self, head: bytes, body: bytes) -> WorkerResponse:
         """Send a request; its answer arrives in what this returns."""
@@ -61,7 +61,7 @@ class WorkerConnection(asyncio.Protocol):
 
     async def send_pieces(self, head: bytes, pieces: AsyncIterator[bytes], *, chunked: bool) -> WorkerResponse:
         """Send a request whose body comes in pieces, no faster than the worker reads, and return its answer after the
-        head. A worker that refuses the request before its end gets no more of it.
+        head. If the worker refuses the request early, the rest of it is not sent.
 
         Raises ConnectionFailed, and what the pieces raise.
         """
@@ -244,8 +244,8 @@ class WorkerConnections:
     async def upload(
         self, origin: str, path: str, pieces: AsyncIterator[bytes], size: int | None, headers: Mapping[str, str]
     ) -> WorkerResponse:
-        """Do the same with a body in pieces, of `size` bytes if that is known; over a connection of its own, because
-        the body may exist once only. Raises what the pieces raise, too."""
+        """Do the same with a body in pieces, of `size` bytes if that is known; over a new connection, because the body
+        may not be readable twice. Also raises what the pieces raise."""
         connection = await self._connect(origin)
         framing = b"Transfer-Encoding: chunked\r\n\r\n" if size is None else b"Content-Length: %d\r\n\r\n" % size
         head = _head(origin, path, tuple(headers.items())) + framing

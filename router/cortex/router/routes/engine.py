@@ -1,7 +1,7 @@
-"""What a running worker tells about itself: `/props` and `/slots`, by `?model=NAME` or below `/upstream/NAME`.
+"""A running worker's reports about itself: `/props` and `/slots`, by `?model=NAME` or below `/upstream/NAME`.
 
-`routes/inference.py` has engines' own routes with a body. These start no worker and keep none from being idle: programs
-ask them again and again.
+`routes/inference.py` has engines' own routes with a body. These start no worker and do not count as a use, because
+programs poll them.
 """
 
 from typing import Any
@@ -59,7 +59,7 @@ def routes(catalogue: LiveCatalogue, view: FleetView, upstream: Upstream) -> lis
 
     @get("/upstream/{rest:path}", opt={"needs": "inference"})
     async def upstream_(request: Http, rest: str) -> Response[bytes]:
-        """Do the same for the function that the path names."""
+        """Describe a worker, or list its slots, for the function that the path names."""
         below = engine.below(engine.UPSTREAM + rest.lstrip("/"))
         if below is None or below[1] not in engine.STATES:
             raise NotFoundException

@@ -1,4 +1,4 @@
-"""How requests for inference come in: within their key's limits, with a body or a form, as an Exchange."""
+"""Receive requests for inference: enforce their key's limits, read a body or a form, and create an Exchange."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -22,7 +22,7 @@ FormReading = Callable[[Upload, Share], Awaitable[Answering]]
 
 
 class Entrance:
-    """The way in of one router worker."""
+    """Receives the requests of one router worker."""
 
     def __init__(self, exchanges: Exchanges, intake: Intake, uploads: Uploads, rate_limiter: RateLimiter) -> None:
         self.exchanges, self.intake = exchanges, intake

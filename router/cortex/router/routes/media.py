@@ -86,23 +86,23 @@ def routes(entrance: Entrance) -> dict[str, Handler]:
         return entrance.exchange_of(request, target, call, parse, name, who, started, share)
 
     async def transcriptions(request: Incoming) -> Answering:
-        """Write down speech."""
+        """Transcribe speech."""
         return await serve_form(request, "transcriptions")
 
     async def translations(request: Incoming) -> Answering:
-        """Write down speech in English."""
+        """Translate speech into English text."""
         return await serve_form(request, "translations")
 
     async def image_edits(request: Incoming) -> Answering:
-        """Change images."""
+        """Edit images."""
         return await serve_form(request, "image_edits")
 
     async def speech(request: Incoming) -> Answering:
-        """Speak a text."""
+        """Turn text into speech."""
         return await serve_body(request, "speech")
 
     async def images(request: Incoming) -> Answering:
-        """Draw images."""
+        """Generate images."""
         return await serve_body(request, "images")
 
     async def serve_form(request: Incoming, kind: Dialect) -> Answering:
@@ -125,4 +125,4 @@ def _passing(function: Function, kind: Dialect) -> Passing:
     match kind:
         case "transcriptions" | "translations" | "speech" | "images" | "image_edits":
             return passing(server_of(function).family, kind, function.allow)
-    raise ValueError(f"{kind} is no dialect of media")
+    raise ValueError(f"{kind} is not a dialect of audio or images")

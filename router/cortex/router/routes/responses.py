@@ -1,6 +1,6 @@
 """Stored responses and conversations of the caller's key: read, list, cancel, delete, create.
 
-`routes/inference.py` makes responses. Another key's id, an expired one and one that never was are answered alike.
+`routes/inference.py` creates responses. The ids of another key, expired ids and unknown ids get the same answer.
 """
 
 import time
@@ -48,7 +48,7 @@ def routes(responses: StoredResponses) -> list[HTTPRouteHandler]:
 
     @get("/v1/responses/{id:str}", opt={"needs": "inference"})
     async def read(request: Http, id: str, stream: bool = False) -> Response[bytes]:
-        """Return a stored response; of one in the background how far it is."""
+        """Return a stored response, with its status if it runs in the background."""
         if stream:
             raise BadRequest("a stored response is not streamed again: ask for it without", "stream", Kind.UNSUPPORTED)
         return _json(bytes((await responses.find(cipher(request), id)).response))
@@ -57,7 +57,7 @@ def routes(responses: StoredResponses) -> list[HTTPRouteHandler]:
     async def input_items(
         request: Http, id: str, limit: int = PAGE, order: str = "desc", after: str = ""
     ) -> Response[bytes]:
-        """List what the model of a stored response has read."""
+        """List the items that the model of a stored response has read."""
         result = await responses.find(cipher(request), id)
         return _json(stored.page(result.items, limit, order, after))
 

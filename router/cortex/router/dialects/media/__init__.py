@@ -1,4 +1,4 @@
-"""Audio and images in OpenAI's dialect. Requests are checked and filtered; answers pass on as the worker sends them."""
+"""Audio and images in OpenAI's dialect. Requests are checked and filtered; answers pass through unchanged."""
 
 from cortex.router.dialects.core.errors import Dialect
 

@@ -1,7 +1,7 @@
-"""A worker's answer to a request for media: passed on as it comes, with what it used read on the way. Pure.
+"""Pass on a worker's answer to a request for audio or images, and read its usage. Pure.
 
-JSON is read as a whole; audio, text and events pass through. In events an error is one more event; of anything else a
-broken answer ends with its connection, so that it never looks complete.
+JSON is read as a whole; audio, text and events pass through. An error in a stream of events is one more event. Any
+other broken answer ends with its connection, so that it never looks complete.
 """
 
 import re
@@ -17,13 +17,13 @@ from cortex.router.dialects.core.worker_errors import fault_from_error
 
 JSON = "application/json"
 OTHER = b"application/octet-stream"
-"""The content type of an answer whose own is none that a client of media expects: a browser shows it as nothing."""
+"""The content type in place of one that no client of audio or images expects: a browser does not render it."""
 _EXPECTED = re.compile(
     r"audio/[a-z0-9.+-]+|image/(png|jpeg|webp|gif)|video/mp4|text/(plain|vtt|srt)|application/(x-subrip|ogg)"
 )
 _PARAMETERS = re.compile(r"(; ?(charset|codecs|rate|channels|bitrate)=[A-Za-z0-9._-]{1,40})*")
 _LONGEST_EVENT = 256 * 1024
-"""Bytes of an event that is read for its usage. Those of whole images are longer, and only pass through."""
+"""Bytes of the longest event that is read for its usage. Events with whole images are longer and only pass through."""
 MOST_S = 1e7
 """Largest duration of audio to accept from a worker, in seconds."""
 
@@ -49,7 +49,7 @@ _decoder = msgspec.json.Decoder(_Answer)
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What an answer becomes. `characters`: those of a text to speak."""
+    """Converts the answer. `characters`: the length of the text to speak."""
 
     kind: Dialect
     characters: int = 0
@@ -64,7 +64,7 @@ class Reply(msgspec.Struct, frozen=True):
         return Plain(body, self._used(answer))
 
     def stream(self, content_type: str) -> "MediaStream | None":
-        """Return what passes on an answer of a content type; None for JSON."""
+        """Return the stream for an answer of a content type; None for JSON."""
         kind = content_type.partition(";")[0].strip().lower()
         if kind == JSON:
             return None
@@ -120,7 +120,7 @@ class MediaStream:
         return b""
 
     def fail(self, fault: Fault) -> bytes:
-        """End it with an error, if it can tell one."""
+        """End it with an error, if its format has one."""
         if self.over:
             return b""
         self.over, self.fault = True, fault
@@ -157,7 +157,7 @@ class MediaStream:
 
 
 def _media_type(kind: str, whole: str) -> bytes:
-    """Return the content type for the client. A worker does not choose what a browser would run."""
+    """Return the content type for the client. A worker cannot choose one that a browser would execute."""
     if kind == "text/event-stream":
         return EVENTS
     if not _EXPECTED.fullmatch(kind):

@@ -1,7 +1,7 @@
-"""What the fields of requests for media may hold, in forms and in JSON. Pure.
+"""Bounds on the fields of requests for audio and images, in forms and in JSON. Pure.
 
-Only what costs a worker much, or what has one meaning everywhere, is checked: voices, languages and formats are the
-worker's own.
+Only fields that may cost a worker much, or that mean the same everywhere, are checked. Voices, languages and formats
+are left to the worker.
 """
 
 import math
@@ -36,7 +36,7 @@ _SWITCHES = frozenset({"stream", "stream_include_usage", "stream_continuous_usag
 
 
 def check(name: str, value: Any) -> None:
-    """Check the value of a field, as JSON has it; None is a field left out. Raises BadRequest."""
+    """Check the value of a field, as decoded from JSON; None: the field is absent. Raises BadRequest."""
     if value is None:
         return
     if name in NUMBERS:

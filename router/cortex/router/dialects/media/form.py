@@ -1,8 +1,8 @@
-"""A multipart form on its way to a worker: read as it arrives, checked, and written anew. Pure.
+"""Read a multipart form as it arrives, check it, and write it again for a worker. Pure.
 
-What a worker gets is written here part by part, with a boundary and file names of cortex's own: parsers that disagree
-about a client's bytes cannot read another form than the one that was checked. Files pass through; a text field is held
-until it is complete. The fields that are read before the first `head()` are part of it; later ones stay where they are.
+The worker's form is written part by part, with cortex's own boundary and file names, so a worker whose parser differs
+cannot read a form other than the one that was checked. Files pass through; a text field is held until it is complete.
+Fields that are read before the first `head()` are part of it; later ones keep their place.
 """
 
 import re
@@ -64,14 +64,14 @@ class _Text(Struct, frozen=True):
 
 
 class Form:
-    """Reads a client's form with `feed()` and `close()`, which return what the worker gets of it after `head()`.
+    """Reads a client's form with `feed()` and `close()`, which return the bytes for the worker that follow `head()`.
 
     All raise BadRequest. `dropped` has the names of the fields that do not pass on.
     """
 
     def __init__(self, kind: Dialect, boundary: bytes, own: bytes, model: str = "") -> None:
-        """`own` is the boundary towards the worker: a random one, so that no file has it. `model` is the name that the
-        query of the path has, if any."""
+        """`own` is the boundary of the worker's form: random, so that no file contains it. `model` is the name in the
+        query string, if any."""
         self._rules, self._own = RULES[kind], own
         self._parser = PushMultipartParser(
             boundary, max_header_count=MAX_HEADERS, max_segment_count=MAX_PARTS, header_charset="latin-1"
@@ -169,7 +169,7 @@ class Form:
         if segment.filename is not None:
             raise BadRequest(f"expected text, not a file; a file is sent as {_named(self._rules.files)}", _shown(name))
         if self._counts[name] > 1 and full == name:
-            raise BadRequest("is there twice", _shown(name))
+            raise BadRequest("appears twice", _shown(name))
         self._text = []
 
     def _piece(self, data: bytes) -> Iterator[bytes]:
@@ -192,12 +192,12 @@ class Form:
         try:
             value = text.value.decode()
         except UnicodeDecodeError:
-            raise BadRequest("its text is not UTF-8", _shown(text.name)) from None
+            raise BadRequest("the text is not UTF-8", _shown(text.name)) from None
         if text.name == "model":
             if not value:
                 raise BadRequest("expected a name", "model")
             if self.model and value != self.model:
-                raise BadRequest("the form names another model than the query of the path", "model")
+                raise BadRequest("the form and the query string name different models", "model")
             self.model = value
             return
         bounds.check_text(text.name, value)
@@ -241,7 +241,7 @@ def _utf8(text: str, at: str, what: str = "name") -> str:
     try:
         return text.encode("latin-1").decode()
     except UnicodeError:
-        raise BadRequest(f"its {what} is not UTF-8", at) from None
+        raise BadRequest(f"the {what} is not UTF-8", at) from None
 
 
 def _shown(name: str) -> str:
@@ -254,7 +254,7 @@ def _named(files: dict[str, int]) -> str:
 
 
 def _file_name(sent: str) -> str:
-    """Return a name for a file whose ending is that of the client's: engines choose a decoder by it.
+    """Return a safe file name with the extension of the client's: engines choose a decoder by it.
 
     >>> _file_name("../../Grüße aus Köln.mp3")
     'Gr_e_aus_K_ln.mp3'

@@ -33,7 +33,7 @@ class _Images(msgspec.Struct):
 
 
 class MediaRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A request that passes on with the worker's name of the model."""
+    """A request to send on with the worker's name of the model."""
 
     kind: Dialect
     model: str
@@ -48,7 +48,7 @@ class MediaRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def reply(self) -> Reply:
-        """What the answer becomes."""
+        """The conversion of the answer."""
         return Reply(self.kind, self.characters)
 
 

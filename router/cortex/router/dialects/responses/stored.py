@@ -1,7 +1,7 @@
-"""Responses that are stored: what a request wants of it, the items it continues, and what is kept of an answer. Pure.
+"""Stored responses: the state that a request needs, the items it continues, and what is stored of an answer. Pure.
 
 The items of a stored response are all that its model has read: those it continues, then those of the request. So a
-conversation outlives the expiry of its beginning. Instructions are not carried over, as with OpenAI.
+conversation remains complete when its first responses expire. Instructions are not carried over, as with OpenAI.
 """
 
 from typing import Any
@@ -35,7 +35,7 @@ class _Wants(Struct):
 
 
 class State(Struct, frozen=True, kw_only=True):
-    """What a request wants of stored answers."""
+    """The state that a request needs."""
 
     store: bool
     background: bool = False
@@ -45,7 +45,7 @@ class State(Struct, frozen=True, kw_only=True):
 
     @property
     def needs_store(self) -> str:
-        """The name of a field that needs stored answers; empty: none does."""
+        """The name of a field that needs stored answers; empty if there is none."""
         if self.background:
             return "background"
         if self.previous_response_id:
@@ -61,7 +61,7 @@ class Stored(Struct, frozen=True, kw_only=True):
 
     @property
     def context(self) -> Items:
-        """What a request that continues it begins with."""
+        """The items that precede those of a request that continues it."""
         return [*self.items, *output_of(self.response)]
 
 
@@ -72,7 +72,7 @@ class _Output(Struct):
 
 @wire.parser
 def read_state(body: bytes) -> State:
-    """Return what a request wants of stored answers. Raises BadRequest."""
+    """Return the state that a request needs. Raises BadRequest."""
     wants = wire.peek(body, _Wants)
     conversation = wants.conversation.id if isinstance(wants.conversation, _Conversation) else wants.conversation
     if wants.previous_response_id and conversation:
@@ -153,7 +153,7 @@ def status_of(response: bytes | msgspec.Raw) -> str:
 
 
 def ended(response: bytes | msgspec.Raw, status: str, error: str = "") -> bytes:
-    """Return a response with an end that its worker has not given it."""
+    """Return a response with a status that its worker did not send."""
     fields = msgspec.json.decode(response, type=dict[str, Any])
     fields["status"] = status
     if error:
@@ -162,7 +162,7 @@ def ended(response: bytes | msgspec.Raw, status: str, error: str = "") -> bytes:
 
 
 class Recording:
-    """Keeps the response of a stream of events: feed it what the client gets."""
+    """Collects the response from a stream of events: feed it what the client gets."""
 
     def __init__(self) -> None:
         self._frames = SSEDecoder()
@@ -178,7 +178,7 @@ class Recording:
                 self._take(msgspec.json.decode(frame.data))
 
     def response(self, status: str) -> bytes | None:
-        """Return the response: the worker's own end, or what was streamed, with a status. None: nothing was."""
+        """Return the response as the worker ended it, or what was streamed, with a status; None if nothing was."""
         if self._response is None:
             return None
         if self.is_over:
