@@ -13,6 +13,7 @@ NOVEMBER, JANUARY = 1_795_814_051.0, 1_798_761_600.0  # 2026-11-27 and 2027-01-0
         ("20usd/month", Budget(usd=20)),
         ("0.5 usd/month", Budget(usd=0.5)),
         ("5000000tokens/month", Budget(tokens=5_000_000)),
+        ("1234567.25usd/month", Budget(usd=1_234_567.25)),
         ("none", Budget()),
     ],
 )
@@ -21,7 +22,9 @@ def test_a_budget_is_read_from_text(text: str, budget: Budget) -> None:
     assert read_budget(str(budget)) == budget
 
 
-@pytest.mark.parametrize("text", ["", "20", "20usd", "20eur/month", "-1usd/month", "0.5tokens/month", "1e9usd/month"])
+@pytest.mark.parametrize(
+    "text", ["", "20", "20usd", "20eur/month", "-1usd/month", "0.5tokens/month", "1e9usd/month", "0usd/month"]
+)
 def test_another_text_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match="not like 20usd/month"):
         read_budget(text)

@@ -24,7 +24,7 @@ class Budget(Struct, frozen=True, kw_only=True):
         return bool(self.usd or self.tokens)
 
     def __str__(self) -> str:
-        parts = [f"{self.usd:g}usd/month"] if self.usd else []
+        parts = [f"{f'{self.usd:.9f}'.rstrip('0').rstrip('.')}usd/month"] if self.usd else []
         return ", ".join([*parts, *([f"{self.tokens}tokens/month"] if self.tokens else [])]) or "none"
 
 
@@ -40,7 +40,7 @@ def read_budget(text: str) -> Budget:
     if text == "none":
         return Budget()
     match = _FORM.fullmatch(text)
-    if match is None or (match["unit"] == "tokens" and "." in match["number"]):
+    if match is None or not float(match["number"]) or (match["unit"] == "tokens" and "." in match["number"]):
         raise ValueError(f"'{text}' is not like 20usd/month, 5000000tokens/month or none")
     return Budget(usd=float(match["number"])) if match["unit"] == "usd" else Budget(tokens=int(match["number"]))
 
