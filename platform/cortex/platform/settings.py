@@ -82,7 +82,7 @@ class Gateway(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     file_max_mb: Positive = 200
     """Larger files get 413."""
     files_of_key_mb: Positive = 2048
-    """What all files of a key may take, results included."""
+    """What the files and batches of a key may take, results included."""
     batch_max_lines: Positive = 50_000
     """A batch with more lines fails."""
     batch_ttl_s: Seconds = 7 * 86400

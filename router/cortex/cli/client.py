@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -225,9 +226,9 @@ class Router:
 
     def upload(self, file: Path) -> OwnFile:
         """Store a file of this key, for a batch."""
-        mark, name = secrets.token_hex(16), file.name.replace('"', "_")
+        mark, name = secrets.token_hex(16), re.sub(r'["\r\n]', "_", file.name)
         part = f"--{mark}\r\nContent-Disposition: form-data; name="
-        head = f'{part}"purpose"\r\n\r\nbatch\r\n{part}"file"; filename="{name}"\r\n\r\n'.encode()
+        head = f'{part}"purpose"\r\n\r\nbatch\r\n{part}"file"; filename="{name}"\r\n\r\n'.encode(errors="replace")
         tail = f"\r\n--{mark}--\r\n".encode()
         with file.open("rb") as content:
             size = len(head) + os.fstat(content.fileno()).st_size + len(tail)

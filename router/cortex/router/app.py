@@ -258,7 +258,7 @@ def create_app(settings: Settings) -> Dispatcher:
             *audit.routes(trail),
             *usage.routes(usage_record),
             *files.routes(folder, folder_calls, gateway),
-            *batches.routes(folder, folder_calls),
+            *batches.routes(folder, folder_calls, gateway),
             *message_batches.routes(folder, folder_calls, gateway),
             *instances.routes(sources, worker_logs),
             *weights.routes(catalogue, view, agents),

@@ -22,7 +22,8 @@ RequestError
 ├── KeyNameTaken        use another name, or rotate the existing key
 ├── FileNotStored       use the id of one of the key's own files
 ├── BatchNotFound       use the id of one of the key's own batches
-├── FilesFull           delete files, or wait until some expire
+├── KeyFull             delete files, or wait until some expire
+├── FilesFull           retry, and tell the operator: the disk with the files is full or broken
 ├── TooManyBatches      retry when one of the key's batches has ended
 ├── JobNotFound         use the id of a running job
 ├── TooManyAnswers      request fewer answers: the key's limits cannot cover them
@@ -220,8 +221,20 @@ class TooManyBatches(RequestError):
         super().__init__(f"this key has {most} batches that have not ended; cancel one or wait", retry_after=60)
 
 
+class KeyFull(RequestError):
+    """The key's files and batches take as much space as they may."""
+
+    kind, code = Kind.FORBIDDEN, "key_full"
+
+    def __init__(self, most_mb: int) -> None:
+        super().__init__(
+            f"the files and batches of this key may take {most_mb} MiB ([gateway] files_of_key_mb): "
+            "delete files, or wait until some expire"
+        )
+
+
 class FilesFull(RequestError):
-    """The disk, or what a key may store, is full."""
+    """The disk with the files is full, or cannot be used."""
 
     kind, code = Kind.NO_CAPACITY, "files_full"
 

@@ -1,5 +1,7 @@
 """The folder: names, privacy, results that grow, ends and expiry."""
 
+import errno
+import os
 import stat
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from cortex.router.batches.batch import Counts, Status
-from cortex.router.batches.folder import INPUT, RESULTS, BadName, Folder, Results, offsets
+from cortex.router.batches.folder import BLOCK, INPUT, RESULTS, UPLOAD_S, BadName, Folder, Results, offsets
 from tests.router.batches.batches import NOW, add_batch, entry, file_size_limit, ids, text
 
 
@@ -110,6 +112,55 @@ def test_what_has_expired_is_removed_and_what_a_batch_reads_is_not(folder: Folde
     assert (early, late) == (0, 2)
     assert [b.id for b in folder.batches("k1")] == [open_one.id]
     assert [f.id for f in folder.files("k1")] == [open_one.input_file]
+
+
+def test_the_input_of_an_open_batch_counts_once_and_also_after_its_file_is_deleted(folder: Folder) -> None:
+    content = text(*(entry(str(i)) for i in range(100)))
+    batch = add_batch(folder, content)
+
+    before = folder.size_of("k1")
+    folder.remove_file("k1", batch.input_file)
+
+    assert before == len(content) + 2 * BLOCK
+    assert folder.size_of("k1") == len(content) + BLOCK
+
+
+def test_a_file_or_batch_whose_value_cannot_be_written_takes_no_space(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = add_batch(folder, text(entry("a")))
+    before = sorted(folder.path.rglob("*"))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(folder, "_write", full)
+    for add in (
+        lambda: folder.add_batch(replace(batch, id="batch_" + "0" * 24), folder.content("k1", batch.input_file)),
+        lambda: add_batch(folder, text(entry("b"))),
+    ):
+        with pytest.raises(OSError):
+            add()
+
+    assert sorted(folder.path.rglob("*")) == before
+
+
+def test_a_sweep_removes_what_an_interrupted_creation_left(folder: Folder) -> None:
+    running, interrupted = add_batch(folder, text(entry("a"))), add_batch(folder, text(entry("b")))
+    (folder.path / "open" / f"k1~{interrupted.id}").unlink()
+    (folder.path / "keys" / "k1" / f"{interrupted.input_file}.json").unlink()
+    folder.work_folder(replace(running, id="batch_" + "0" * 24)).mkdir()
+    work = folder.work_folder(running)
+    (work / RESULTS).write_bytes(b"{}\n")
+    (work / RESULTS).rename(folder.content("k1", running.output_file))  # its end has just begun
+    for path in folder.path.rglob("*"):
+        os.utime(path, (NOW, NOW))
+
+    folder.sweep(2e9 + UPLOAD_S)
+
+    left = {p.relative_to(folder.path / "keys" / "k1").as_posix() for p in (folder.path / "keys" / "k1").rglob("*")}
+    of_file = {f"{running.input_file}.json", f"{running.input_file}.jsonl"}
+    assert left == {f"{running.id}.json", running.id, f"{running.id}/{INPUT}", f"{running.output_file}.jsonl", *of_file}
 
 
 def test_offsets_are_those_of_the_lines_and_a_long_line_is_cut(tmp_path: Path) -> None:

@@ -44,13 +44,15 @@ def test_lines_are_numbered_and_found_by_their_offsets() -> None:
         (text(entry("a", url="/v1/embeddings")), "mismatched_url", 1),
         (text(entry("a", body=[])), "invalid_body", 1),
         (text(entry("a", body={"stream": True})), "stream_in_batch", 1),
+        (text(entry("a", body={"model": "m" * 513})), "invalid_model", 1),
+        (text(*(entry(str(i), body={"model": str(i)}) for i in range(101))), "too_many_models", 101),
         (text(entry("a"), entry("b"), entry("a")), "duplicate_custom_id", 3),
         (text(entry("a", body={"model": "m" * 1000})), "line_too_long", 1),
         (text(*(entry(str(i)) for i in range(101))), "too_many_lines", 101),
     ],
 )
 def test_an_invalid_line_is_a_problem_with_its_number(content: bytes, code: str, number: int) -> None:
-    _, problems = checked(content)
+    _, problems = checked(content, most=101 if code == "too_many_models" else 100)
 
     assert [(p.code, p.line) for p in problems] == [(code, number)]
 
@@ -102,6 +104,23 @@ def test_a_result_of_openai_is_one_line_with_the_workers_status() -> None:
     assert succeeded
     assert written.count(b"\n") == 1
     assert json.loads(written)["response"] == {"status_code": 200, "request_id": "r", "body": {"a": 1}}
+
+
+def test_an_answer_is_written_on_one_line_with_its_numbers_as_they_were() -> None:
+    line = Line(1, "a", CHAT, "m", 0, 1)
+
+    _, raw = result(value(), line, Answer(status=200, body=b'{\r\n "seed": 1e2,\n "x": 12345678901234567890123\n}\n'))
+
+    assert raw.count(b"\n") == 1
+    assert b'"seed": 1e2,  "x": 12345678901234567890123 }' in raw
+
+
+def test_a_deeply_nested_answer_has_a_result() -> None:
+    line, depths = Line(1, "a", CHAT, "m", 0, 1), range(900, 1100)
+
+    results = [result(value(), line, Answer(status=200, body=b"[" * n + b"]" * n)) for n in depths]
+
+    assert all(raw.endswith(b"}\n") for _, raw in results)
 
 
 def test_an_answer_that_is_no_json_is_an_error() -> None:

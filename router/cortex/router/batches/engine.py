@@ -310,6 +310,8 @@ class Engine:
             await asyncio.to_thread(self._close, run.batch, outcome)
             run.close()
             del self._runs[run.batch.id]
+            keys = {other.batch.key for other in self._runs.values()}
+            self._paces = {(key, model): pace for (key, model), pace in self._paces.items() if key in keys}
 
     def _close(self, batch: Batch, outcome: Status) -> None:
         now = time.time()

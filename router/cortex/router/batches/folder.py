@@ -34,6 +34,8 @@ T = TypeVar("T")
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FILE = re.compile(r"file-[0-9a-f]{24}")
 _BATCH = re.compile(r"(batch|msgbatch)_[0-9a-f]{24}")
+BLOCK = 4096
+"""What a small file takes of a disk, in bytes."""
 UPLOAD_S = 24 * 3600.0
 """After this time an unfinished write is removed: its process was killed."""
 INPUT, RESULTS, ERRORS, CANCEL = "input.jsonl", "results.jsonl", "errors.jsonl", "cancel"
@@ -69,8 +71,12 @@ class Folder:
     def add_file(self, file: StoredFile, content: Path) -> None:
         """Store a file whose content was received."""
         folder = self._folder("keys", _key(file.key))
-        content.replace(folder / f"{_file(file.id)}.jsonl")
-        self._write(folder / f"{file.id}.json", file)
+        stored = content.replace(folder / f"{_file(file.id)}.jsonl")
+        try:
+            self._write(folder / f"{file.id}.json", file)
+        except OSError:
+            stored.unlink(missing_ok=True)
+            raise
 
     def file(self, key: str, id: str) -> StoredFile | None:
         """Return a file of a key, or None."""
@@ -90,19 +96,28 @@ class Folder:
         return _unlinked(self._of(key) / f"{_file(id)}.json")
 
     def size_of(self, key: str) -> int:
-        """Return how many bytes the files of a key take."""
-        with contextlib.suppress(FileNotFoundError), os.scandir(self._of(key)) as entries:
-            return sum(e.stat().st_size for e in entries if e.name.endswith(".jsonl"))
-        return 0
+        """Return how many bytes a key takes: its files, its batches, and what open batches read and write. A file
+        counts as `BLOCK` at least, so that the number of files is limited too."""
+        sizes: dict[int, int] = {}
+        for path, _, names in os.walk(self._of(key)):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    stat = os.lstat(os.path.join(path, name))  # noqa: PTH118
+                    sizes[stat.st_ino] = max(stat.st_size, BLOCK)  # an open batch's input may be a link to a file
+        return sum(sizes.values())
 
     # Batches.
 
     def add_batch(self, batch: Batch, content: Path) -> None:
         """Store a new batch, whose lines are in a file; the batch worker finds it at once."""
         folder = self._folder("keys", _key(batch.key), _batch(batch.id))
-        os.link(content, folder / INPUT)
-        self.write_batch(batch)
-        (self._folder("open") / f"{batch.key}~{batch.id}").touch(0o600)
+        try:
+            os.link(content, folder / INPUT)
+            self.write_batch(batch)
+            (self._folder("open") / f"{batch.key}~{batch.id}").touch(0o600)
+        except OSError:
+            self.remove_batch(batch)
+            raise
 
     def write_batch(self, batch: Batch) -> None:
         """Replace a batch's value."""
@@ -198,23 +213,39 @@ class Folder:
 
     def sweep(self, now: float) -> int:
         """Remove what has expired; return how many files and batches that were."""
-        in_use = {b.input_file for b in (self.batch(*names) for names in self.open_batches()) if b is not None}
+        open_names = set(self.open_batches())
+        running = [b for b in (self.batch(*names) for names in open_names) if b is not None]
+        in_use = {id for b in running for id in (b.input_file, b.output_file, b.error_file)}
         number = 0
         for key in self.owners():
             for batch in list(self.batches(key)):
-                if not batch.status.is_open and batch.removed_at <= now:
+                # A batch whose creation was interrupted has an open status, and is not among the open ones.
+                removed_at = batch.expires if batch.status.is_open else batch.removed_at
+                if (key, batch.id) not in open_names and removed_at <= now:
                     self.remove_batch(batch)
                     number += 1
             for file in list(self.files(key)):
                 if file.expires <= now and file.id not in in_use:
                     number += self.remove_file(key, file.id)
-        for folder in (self.path / "uploads", *(self._of(key) for key in self.owners())):
-            with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
-                for entry in entries:
-                    is_left = folder.name == "uploads" or entry.name.startswith(".")
-                    if is_left and entry.stat().st_mtime < now - UPLOAD_S:
-                        Path(entry.path).unlink(missing_ok=True)
+            self._remove_partial(self._of(key), now, in_use | {id for _, id in open_names})
+        self._remove_partial(self.path / "uploads", now, set())
         return number
+
+    def _remove_partial(self, folder: Path, now: float, in_use: set[str]) -> None:
+        """Remove what interrupted writes left in a folder: uploads, drafts, and contents and work folders whose value
+        was never written."""
+        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+            for entry in entries:
+                path = Path(entry.path)
+                is_whole = path.suffix == ".json" or path.with_suffix(".json").exists()
+                if entry.name[:1] != "." and (is_whole or path.stem in in_use):
+                    continue
+                if entry.stat().st_mtime >= now - UPLOAD_S:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    self._clear(path)
+                else:
+                    path.unlink(missing_ok=True)
 
     def _cancelling(self, batch: Batch | None) -> Batch | None:
         """Return a batch as its owner sees it after a cancel that the batch worker has not seen yet."""

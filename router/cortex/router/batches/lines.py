@@ -14,6 +14,9 @@ from msgspec import Raw, Struct
 from cortex.router.batches.batch import ENDPOINTS, Batch, Form, Problem
 
 LONGEST_ID = 512
+"""Characters of a `custom_id`, and of a model's name."""
+MOST_MODELS = 100
+"""Models of one file: the choice of the next line takes time in proportion to them."""
 MOST_PROBLEMS = 100
 """Problems that are reported of one file."""
 TRIES = 3
@@ -75,6 +78,7 @@ def check(
     lines: list[Line] = []
     problems: list[Problem] = []
     ids: set[str] = set()
+    models: set[str] = set()
     number = 0
     for at, raw in raw_lines:
         if not raw.strip():
@@ -92,12 +96,16 @@ def check(
         if isinstance(line, Line) and line.custom_id in ids:
             text = f"custom_id {line.custom_id[:100]!r} is that of an earlier line"
             line = Problem(code="duplicate_custom_id", message=text, line=number, param="custom_id")
+        if isinstance(line, Line) and line.model not in models and len(models) >= MOST_MODELS:
+            text = f"the line names one more model; those of a file may name {MOST_MODELS}"
+            line = Problem(code="too_many_models", message=text, line=number, param="body.model")
         if isinstance(line, Problem):
             problems.append(line)
             if len(problems) >= MOST_PROBLEMS:
                 break
             continue
         ids.add(line.custom_id)
+        models.add(line.model)
         lines.append(line)
     if not number:
         problems.append(Problem(code="empty_file", message="the file has no lines"))
@@ -126,6 +134,8 @@ def read(raw: bytes, number: int, at: int, endpoint: str) -> Line | Problem:
         body = msgspec.json.decode(entry.body, type=_Peek)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return problem("invalid_body", f"body is no request: {error}", "body")
+    if len(body.model) > LONGEST_ID:
+        return problem("invalid_model", f"model has more than {LONGEST_ID} characters", "body.model")
     if body.stream:
         return problem("stream_in_batch", "body asks for a stream, which a batch has none of", "body.stream")
     return Line(number, entry.custom_id, entry.url, sys.intern(body.model), at, len(raw))
@@ -170,7 +180,7 @@ class _Envelope(Struct, frozen=True):
 def _message(body: bytes) -> str:
     try:
         return msgspec.json.decode(body, type=_Envelope).error.message[:300]
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
 
 
@@ -184,10 +194,11 @@ def result(batch: Batch, line: Line, answer: Answer) -> tuple[bool, bytes]:
     if batch.form is Form.ANTHROPIC:
         if succeeded:
             return True, _message_result(line, {"type": "succeeded", "message": body})
-        return False, _message_result(line, {"type": "errored", "error": body or _anthropic_error(answer.status)})
+        error = _anthropic_error(answer.status) if body is None else body
+        return False, _message_result(line, {"type": "errored", "error": error})
     response = {"status_code": answer.status, "request_id": answer.request_id, "body": body}
-    error = None if body is not None else {"code": "not_json", "message": "the answer is not JSON"}
-    return succeeded, _openai_result(batch, line, response, error)
+    problem = None if body is not None else {"code": "not_json", "message": "the answer is not JSON"}
+    return succeeded, _openai_result(batch, line, response, problem)
 
 
 def ending(batch: Batch, line: Line, code: str, message: str) -> bytes:
@@ -222,9 +233,15 @@ def _anthropic_error(status: int) -> dict[str, Any]:
     return {"type": "error", "error": {"type": "api_error", "message": message}}
 
 
-def _json(body: bytes) -> Any:
-    """Return a body's JSON, which is written on one line whatever spaces it had; None if it is not JSON."""
+def on_one_line(json: bytes | Raw) -> Raw:
+    """Return JSON as one line. Strings in JSON have no line breaks, so those that it has are spaces."""
+    return Raw(bytes(json).replace(b"\n", b" ").replace(b"\r", b" ").strip())
+
+
+def _json(body: bytes) -> Raw | None:
+    """Return a body's JSON as one line; None if it is not JSON."""
     try:
-        return msgspec.json.decode(body)
+        msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+    return on_one_line(body)

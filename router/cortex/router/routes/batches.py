@@ -8,13 +8,14 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import Parameter
 from msgspec import Meta, Struct
 
+from cortex.platform.settings import Gateway
 from cortex.router.access.auth import caller
 from cortex.router.batches.batch import ENDPOINTS, WINDOW_S, Batch, BatchesAnswer, Form, openai_batch
 from cortex.router.batches.calls import FolderCalls
 from cortex.router.batches.folder import BadName, Folder, new_id
 from cortex.router.dialects.core.wire import read
 from cortex.router.errors import BadRequest, BatchNotFound, FileNotStored, TooManyBatches
-from cortex.router.routes.files import page
+from cortex.router.routes.files import check_space, page
 
 Http = Request[Any, Any, Any]
 MOST_OPEN = 100
@@ -35,7 +36,7 @@ class NewBatch(Struct, frozen=True):
     metadata: Metadata | None = None
 
 
-def routes(folder: Folder, calls: FolderCalls) -> list[HTTPRouteHandler]:
+def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRouteHandler]:
     """Return the routes."""
 
     async def own(request: Http, id: str) -> Batch:
@@ -51,6 +52,7 @@ def routes(folder: Folder, calls: FolderCalls) -> list[HTTPRouteHandler]:
         if file is None:
             raise FileNotStored(new.input_file_id)
         await check_open(folder, calls, who.id)
+        await check_space(folder, calls, who.id, gateway)
         batch = Batch(
             id=new_id("batch_", now),
             key=who.id,

@@ -17,7 +17,7 @@ from cortex.router.batches.batch import StoredFile, openai_file
 from cortex.router.batches.calls import FolderCalls
 from cortex.router.batches.folder import Folder, new_id
 from cortex.router.batches.upload import Upload
-from cortex.router.errors import BadRequest, FileNotStored, FilesFull
+from cortex.router.errors import BadRequest, FileNotStored, FilesFull, KeyFull
 
 Http = Request[Any, Any, Any]
 PURPOSE = "batch"
@@ -28,7 +28,6 @@ Limit = Annotated[int, Parameter(ge=1, le=10_000)]
 
 def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRouteHandler]:
     """Return the routes."""
-    most, most_of_key = gateway.file_max_mb << 20, gateway.files_of_key_mb << 20
 
     async def stored(request: Http, id: str) -> StoredFile:
         file = await calls.call(folder.file, caller(request).id, id)
@@ -40,12 +39,9 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
     async def upload(request: Http) -> dict[str, Any]:
         """Store a file: a form with `purpose`, which is `batch`, and `file`."""
         key, now = caller(request).id, time.time()
-        left = most_of_key - await calls.call(folder.size_of, key)
-        if left <= 0 or int(request.headers.get("content-length", 0)) > left + PIECE:
-            raise FilesFull(
-                f"the files of this key may take {gateway.files_of_key_mb} MiB, [gateway] files_of_key_mb: delete some"
-            )
-        form = Upload(request.headers.get("content-type", ""), min(most, left))
+        size = request.headers.get("content-length", "")
+        await check_space(folder, calls, key, gateway, (int(size) if size.isdecimal() else 0) - PIECE)
+        form = Upload(request.headers.get("content-type", ""), gateway.file_max_mb << 20)
         path, file = await calls.call(folder.begin_upload)
         try:
             await _receive(request, form, file, calls)
@@ -60,9 +56,10 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
                 created=now,
                 expires=now + _ttl_s(form.fields, gateway.batch_ttl_s),
             )
+            await check_space(folder, calls, key, gateway, form.size)  # others may have arrived meanwhile
             await calls.call(folder.add_file, entry, path)
         finally:
-            await asyncio.shield(calls.call(_discard, file, path))
+            await asyncio.shield(calls.call(discard, file, path))
         return openai_file(entry)
 
     @get("/v1/files", opt={"needs": "inference"})
@@ -93,6 +90,13 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
         return {"id": file.id, "object": "file", "deleted": True}
 
     return [upload, ls, show, content, remove]
+
+
+async def check_space(folder: Folder, calls: FolderCalls, key: str, gateway: Gateway, size: int = 0) -> None:
+    """Raise KeyFull for a key that may not store `size` bytes more."""
+    taken = await calls.call(folder.size_of, key)
+    if taken + max(0, size) >= gateway.files_of_key_mb << 20:
+        raise KeyFull(gateway.files_of_key_mb)
 
 
 def page(entries: Iterable[dict[str, Any]], after: str, limit: int) -> dict[str, Any]:
@@ -145,7 +149,7 @@ def _write_rest(file: BinaryIO, pending: list[bytes]) -> None:
     file.close()
 
 
-def _discard(file: BinaryIO, path: Path) -> None:
+def discard(file: BinaryIO, path: Path) -> None:
     """Close an upload, and remove it unless it has become a file."""
     try:
         file.close()

@@ -1,7 +1,7 @@
 """`/v1/messages/batches`: a key's batches in the form of Anthropic's API. They run like all others."""
 
+import asyncio
 import time
-from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
 import msgspec
@@ -16,10 +16,11 @@ from cortex.router.access.auth import caller
 from cortex.router.batches.batch import MESSAGES, WINDOW_S, Batch, Form, message_batch
 from cortex.router.batches.calls import FolderCalls
 from cortex.router.batches.folder import Folder, new_id
+from cortex.router.batches.lines import on_one_line
 from cortex.router.dialects.core.wire import read
 from cortex.router.errors import BadRequest, BatchNotFound
 from cortex.router.routes.batches import batch_of, cancelled, check_open
-from cortex.router.routes.files import content_of
+from cortex.router.routes.files import check_space, content_of, discard
 
 Http = Request[Any, Any, Any]
 Limit = Annotated[int, Parameter(ge=1, le=1000)]
@@ -56,6 +57,7 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
         new, who, now = read(await request.body(), NewMessageBatch), caller(request), time.time()
         _check(new, gateway.batch_max_lines)
         await check_open(folder, calls, who.id)
+        await check_space(folder, calls, who.id, gateway)
         batch = Batch(
             id=new_id("msgbatch_", now),
             key=who.id,
@@ -73,7 +75,7 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
             await calls.call(_write, file, new)
             await calls.call(folder.add_batch, batch, path)
         finally:
-            await calls.call(_discard, file, path)
+            await asyncio.shield(calls.call(discard, file, path))
         return shown(request, batch)
 
     @get("/v1/messages/batches", opt={"needs": "inference"})
@@ -140,13 +142,5 @@ def _write(file: BinaryIO, new: NewMessageBatch) -> None:
     """Write requests as lines."""
     for request in new.requests:
         line = {"custom_id": request.custom_id, "method": "POST", "url": MESSAGES}
-        body = msgspec.json.decode(request.params)  # on one line, whatever spaces it had
-        file.write(msgspec.json.encode({**line, "body": body}) + b"\n")
+        file.write(msgspec.json.encode({**line, "body": on_one_line(request.params)}) + b"\n")
     file.close()
-
-
-def _discard(file: BinaryIO, path: Path) -> None:
-    try:
-        file.close()
-    finally:
-        path.unlink(missing_ok=True)
