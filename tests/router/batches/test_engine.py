@@ -13,6 +13,7 @@ from cortex.router.batches.batch import Batch, Status
 from cortex.router.batches.engine import Bounds, Engine, NoAnswer, Send
 from cortex.router.batches.folder import Folder
 from cortex.router.batches.lines import Answer, Line
+from cortex.router.batches.results import RESULTS
 from tests.router.batches.batches import add_batch, entry, file_size_limit, ids, text
 
 BOUNDS = Bounds(most_lines=1000, longest_line=10_000, ttl_s=60.0)
@@ -143,6 +144,17 @@ async def test_an_invalid_file_fails_before_a_line_is_sent(folder: Folder) -> No
 
     assert ended(folder, batch).status is Status.FAILED
     assert ended(folder, batch).problems[0].line == 2
+
+
+async def test_damaged_results_fail_their_batch_and_no_other(folder: Folder) -> None:
+    damaged, whole = add_batch(folder, text(entry("a"))), add_batch(folder, text(entry("b")), key="k2")
+    (folder.work_folder(damaged) / RESULTS).write_bytes(b"\0" * 20 + b"\n")
+
+    await run(folder, answers)
+
+    assert [p.code for p in ended(folder, damaged).problems] == ["results_damaged"]
+    assert ended(folder, damaged).status is Status.FAILED
+    assert ended(folder, whole).status is Status.COMPLETED
 
 
 async def test_one_keys_waiting_lines_hold_up_no_other_key(folder: Folder) -> None:

@@ -9,7 +9,8 @@ import pytest
 from msgspec.structs import replace
 
 from cortex.router.batches.batch import Counts, Status
-from cortex.router.batches.folder import BLOCK, INPUT, RESULTS, UPLOAD_S, BadName, Folder, Results, offsets
+from cortex.router.batches.folder import BLOCK, INPUT, UPLOAD_S, BadName, Folder, offsets
+from cortex.router.batches.results import RESULTS, Results
 from tests.router.batches.batches import NOW, add_batch, entry, file_size_limit, ids, text
 
 

@@ -20,8 +20,9 @@ from msgspec.structs import replace
 from cortex.router.batches import lines as reading
 from cortex.router.batches.batch import Batch, Counts, Form, Problem, Status
 from cortex.router.batches.fairness import MOST_IN_ALL, Candidate, Pace, Progress, next_candidate
-from cortex.router.batches.folder import INPUT, Folder, Results, is_full, offsets
+from cortex.router.batches.folder import INPUT, Folder, is_full, offsets
 from cortex.router.batches.lines import Again, Answer, KeyGone, Line
+from cortex.router.batches.results import Results
 
 log = structlog.get_logger()
 
@@ -146,7 +147,7 @@ class Engine:
 
         (1) it has ended, and this process was killed right then: only its place among the open ones is left;
         (2) it was being closed: close it;
-        (3) its file is invalid: it fails;
+        (3) its file is invalid, or its results are damaged: it fails;
         (4) else it runs.
         """
         folder, now = self._folder, time.time()
@@ -165,7 +166,13 @@ class Engine:
             self._close(replace(batch, problems=tuple(problems)), Status.FAILED)
             return None
         results = Results(work)
-        done, counts = _done(results)
+        try:
+            done, counts = _done(results)
+        except msgspec.DecodeError as error:  # (3)
+            results.close()
+            problem = Problem(code="results_damaged", message=f"the disk damaged the results: {error}")
+            self._close(replace(batch, problems=(problem,)), Status.FAILED)
+            return None
         counts = replace(counts, total=len(lines))
         left = [line for line in lines if line.custom_id not in done]
         running = replace(batch, status=Status.IN_PROGRESS, began=batch.began or now)

@@ -17,7 +17,7 @@ from cortex.router.batches.batch import StoredFile, openai_file
 from cortex.router.batches.calls import FolderCalls
 from cortex.router.batches.folder import Folder, new_id
 from cortex.router.batches.upload import Upload
-from cortex.router.errors import BadRequest, FileNotStored, FilesFull, KeyFull
+from cortex.router.errors import BadRequest, FileNotStored, KeyFull
 
 Http = Request[Any, Any, Any]
 PURPOSE = "batch"
@@ -112,12 +112,7 @@ def page(entries: Iterable[dict[str, Any]], after: str, limit: int) -> dict[str,
 
 async def content_of(path: Path, calls: FolderCalls, media_type: str) -> Stream:
     """Return a file as an answer. Raises FileNotStored."""
-    try:
-        file = await calls.call(path.open, "rb")
-    except FilesFull:
-        if await calls.call(path.exists):
-            raise
-        raise FileNotStored(path.stem) from None
+    file = await calls.call(path.open, "rb")
 
     async def pieces() -> AsyncIterator[bytes]:
         try:
