@@ -25,8 +25,8 @@ def test_a_budget_is_read_from_text(text: str, budget: Budget) -> None:
 @pytest.mark.parametrize(
     "text", ["", "20", "20usd", "20eur/month", "-1usd/month", "0.5tokens/month", "1e9usd/month", "0usd/month"]
 )
-def test_another_text_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(ValueError, match="not like 20usd/month"):
+def test_text_that_is_not_a_budget_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ValueError, match="use 20usd/month"):
         read_budget(text)
 
 
@@ -43,7 +43,7 @@ def test_the_larger_share_of_dollars_and_tokens_counts(budget: Budget, spent: Sp
     assert share(budget, spent) == part
 
 
-def test_a_month_ends_with_the_next_one_also_at_the_end_of_a_year() -> None:
+def test_the_next_month_of_december_is_january() -> None:
     assert month(NOVEMBER) == "2026-11"
     assert month(next_month(NOVEMBER)) == "2026-12"
     assert next_month(next_month(NOVEMBER)) == JANUARY

@@ -129,7 +129,7 @@ class Principal(Struct, frozen=True, kw_only=True):
     group: str = ""
     expires: float = 0.0
     is_batch: bool = False
-    """It is a batch worker that acts for the key."""
+    """Whether the caller is a batch worker that acts for the key."""
 
     @property
     def cache_owner(self) -> str:
@@ -172,7 +172,7 @@ def principal(key: ApiKey) -> Principal:
 
 
 def for_batch(caller: Principal) -> Principal:
-    """Return the caller that a batch worker is when it acts for another: inference alone, behind all requests."""
+    """Return the principal of a batch worker that acts for a caller: inference only, at low priority."""
     rights = caller.rights & RIGHTS[Scope.INFERENCE]
     return replace(caller, rights=rights, priority=Priority.LOW, is_batch=True)
 

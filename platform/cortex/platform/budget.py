@@ -1,7 +1,7 @@
 """Budgets of API keys: dollars or tokens a calendar month, in UTC. Pure.
 
 What a key has spent is counted with its usage, for all routers together (`usage_record.py`). A router reads it every
-few seconds, so a budget can be exceeded by what is under way and by some seconds of requests, and by nothing more.
+few seconds, so a budget can be exceeded by the requests in flight and those of a few seconds, and by nothing more.
 """
 
 import re
@@ -11,6 +11,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 WARN_SHARE = 0.8
+"""The share of a budget from which a warning is logged."""
 _FORM = re.compile(r"(?P<number>\d{1,12}(?:\.\d{1,9})?) ?(?P<unit>usd|tokens)/month")
 
 
@@ -41,7 +42,7 @@ def read_budget(text: str) -> Budget:
         return Budget()
     match = _FORM.fullmatch(text)
     if match is None or not float(match["number"]) or (match["unit"] == "tokens" and "." in match["number"]):
-        raise ValueError(f"'{text}' is not like 20usd/month, 5000000tokens/month or none")
+        raise ValueError(f"{text!r} is not a budget: use 20usd/month, 5000000tokens/month or none, above 0")
     return Budget(usd=float(match["number"])) if match["unit"] == "usd" else Budget(tokens=int(match["number"]))
 
 
@@ -57,7 +58,7 @@ def month(at: float) -> str:
 
 
 def next_month(at: float) -> float:
-    """Return the time at which the month of a time is over."""
+    """Return the time at which the next month begins, in UTC."""
     now = datetime.fromtimestamp(at, UTC)
     year, number = (now.year + 1, 1) if now.month == 12 else (now.year, now.month + 1)
     return datetime(year, number, 1, tzinfo=UTC).timestamp()

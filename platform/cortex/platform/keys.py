@@ -68,7 +68,7 @@ def cache_salt(token: str, owner: str) -> str:
 
 
 def batch_seal(token: str, claim: str) -> str:
-    """Return the seal of a claim by which a batch worker acts for a key."""
+    """Return the authentication code of a claim with which a batch worker acts for a key."""
     return _derive(token, f"batch:{claim}")
 
 

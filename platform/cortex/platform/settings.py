@@ -86,9 +86,9 @@ class Gateway(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     batch_max_lines: Positive = 50_000
     """A batch with more lines fails."""
     batch_ttl_s: Seconds = 7 * 86400
-    """How long files and results are kept after the end of a batch; a file that no batch uses, after its upload."""
+    """Lifetime of files and results after the end of their batch; of a file that no batch uses, after its upload."""
     batch_quiet_s: Seconds = 300.0
-    """A batch has no instance evicted that was used within this time."""
+    """Batches evict no instance that was used within this time."""
     max_connections: Positive = 4096
     """Connections per worker process; more get 503. The limit of open files (`ulimit -n`) may be lower."""
     max_connections_per_peer: Positive = 1024

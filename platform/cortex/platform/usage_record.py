@@ -115,7 +115,7 @@ class UsageRecord:
         return _pairs(await self._read([self._names.usage_names], []))
 
     async def spent(self, now: float) -> dict[str, Spent]:
-        """Return what keys have spent this month, by their ids. To forget a key's usage does not change it."""
+        """Return what keys have spent this month, by their ids. `forget` does not change it."""
         spent: dict[str, dict[str, int]] = {}
         for field, value in _pairs(await self._read([self._names.usage_spent(month(now))], [])).items():
             unit, _, key = field.partition(" ")

@@ -1,4 +1,4 @@
-"""`cortex batch`: files of requests that run when nothing else needs the hosts."""
+"""`cortex batch`: batches of requests that run when nothing else needs the hosts."""
 
 import json
 import time
@@ -24,7 +24,7 @@ def batch() -> None:
 
 
 @batch.command("ls")
-@click.option("--limit", type=click.IntRange(1, MOST), default=20, show_default=True, help="The newest so many.")
+@click.option("--limit", type=click.IntRange(1, MOST), default=20, show_default=True, help="Number of batches.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def ls(limit: int, as_json: bool) -> None:
     """List the batches of all keys, the newest first."""
@@ -91,14 +91,16 @@ def cancel(id: str, as_json: bool) -> None:
 
 @batch.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--endpoint", type=click.Choice(ENDPOINTS), help="Where the lines go [default: the first line's url].")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Wait, and write the answers here.")
-@click.option("--wait", is_flag=True, help="Show the progress until it has ended.")
+@click.option("--endpoint", type=click.Choice(ENDPOINTS), help="Path of all requests [default: the first line's url].")
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), help="Wait, and write the results to this file."
+)
+@click.option("--wait", is_flag=True, help="Wait for the end, and show the progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def submit(file: Path, endpoint: str | None, output: Path | None, wait: bool, as_json: bool) -> None:
-    """Submit a file of requests, one JSON object a line, as OpenAI's Batch API has it.
+    """Submit a file of requests in the format of OpenAI's Batch API, one JSON object a line.
 
-    With Ctrl-C the batch goes on. Errors are written beside `--output`, with `.errors` at the end.
+    Ctrl-C does not cancel the batch. Errors are written to the file `--output` plus `.errors`.
     """
     router = Router()
     endpoint = endpoint or _endpoint(file)
@@ -125,7 +127,7 @@ def submit(file: Path, endpoint: str | None, output: Path | None, wait: bool, as
 
 
 def _endpoint(file: Path) -> str:
-    """Return where the first line of a file goes."""
+    """Return the `url` of the first line of a file."""
     with file.open("rb") as lines:
         first = lines.readline(1 << 24)
     try:

@@ -64,7 +64,7 @@ class BatchProblem(Struct, frozen=True):
 
 
 class BatchProblems(Struct, frozen=True):
-    """All reasons."""
+    """Why a batch failed, all reasons."""
 
     data: tuple[BatchProblem, ...] = ()
 
@@ -244,7 +244,7 @@ class Router:
         return self._read(received, OwnFile)
 
     def new_batch(self, file: str, endpoint: str) -> OwnBatch:
-        """Have the lines of a file sent."""
+        """Create a batch from a file."""
         body = {"input_file_id": file, "endpoint": endpoint, "completion_window": "24h"}
         return self._send("POST", "/v1/batches", OwnBatch, body)
 

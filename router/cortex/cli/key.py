@@ -74,7 +74,9 @@ def key() -> None:
     show_default=True,
     help="Order in queues. low may fill half of a function's queue, high one and a half times.",
 )
-@click.option("--budget", type=Money(), default="none", help="What it may spend: 20usd/month, 5000000tokens/month.")
+@click.option(
+    "--budget", type=Money(), default="none", help="Monthly budget: 20usd/month or 5000000tokens/month [default: none]."
+)
 @click.option("--group", default="", metavar="NAME", help="Keys of a group share cached prompts [default: none].")
 @click.option("--expires", "expires_s", type=Span(), default="0s", help="Its lifetime, such as 30d [default: no end].")
 @_record
@@ -191,14 +193,14 @@ def show(name: str, record: bool, config: Path | None, as_json: bool) -> None:
 @key.command(name="set")
 @click.argument("name")
 @click.option("--group", metavar="NAME", help="The group whose cached prompts it shares; '' for none.")
-@click.option("--budget", type=Money(), help="What it may spend: 20usd/month, 5000000tokens/month, none.")
+@click.option("--budget", type=Money(), help="Monthly budget: 20usd/month, 5000000tokens/month or none.")
 @_record
 @_config
 @_json
 def set_(name: str, group: str | None, budget: Budget | None, record: bool, config: Path | None, as_json: bool) -> None:
     """Change a key, by name or id. It takes effect at every router within a second."""
     if group is None and budget is None:
-        raise click.UsageError("name what changes: --group or --budget")
+        raise click.UsageError("specify --group, --budget or both")
     changed = _backend(record, config).change_key(name, _body(KeyChange, group=group, budget=budget))
     if as_json:
         echo_json(changed, indent=2)

@@ -523,7 +523,7 @@ class NewKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class KeyChange(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What of a key changes; null: it stays."""
+    """Changes of a key; null: no change."""
 
     group: Group | None = None
     budget: Budget | None = None
@@ -540,7 +540,7 @@ class KeysAnswer(Struct, frozen=True, kw_only=True):
 
     keys: tuple[ApiKey, ...]
     spent: dict[str, Spent] = {}
-    """What each has spent this month, by id, of those with a budget."""
+    """What each key with a budget has spent this month, by id."""
 
 
 class KeySecret(ApiKey, frozen=True, kw_only=True):

@@ -39,7 +39,7 @@ RequestError
 ├── StartFailed         ask the operator: the message has the cause
 ├── AdapterFailed       use the base or another variant: no instance has loaded this adapter
 ├── TooManyListeners    retry, or use another worker, to follow the events
-├── BatchWaits          retry: this line of a batch stands back behind requests
+├── BatchWaits          retry: this line of a batch gives way to interactive requests
 ├── RecordIsAway        retry: Redis does not answer, so no function can start
 ├── UpstreamBroke       retry: the worker failed before its first byte, on every attempt
 ├── UpstreamSilent      the worker exceeded the function's request timeout
@@ -213,7 +213,7 @@ class BatchNotFound(RequestError):
 
 
 class TooManyBatches(RequestError):
-    """The key has as many open batches as it may."""
+    """The key has the maximum number of open batches."""
 
     kind, code = Kind.RATE_LIMITED, "too_many_batches"
 
@@ -354,7 +354,7 @@ class TooManyListeners(RequestError):
 
 
 class BatchWaits(RequestError):
-    """A line of a batch may not run now, or gives way to a request."""
+    """A line of a batch may not run now, or gives way to an interactive request."""
 
     kind, code = Kind.NO_CAPACITY, "batch_waits"
 

@@ -30,7 +30,7 @@ def test_a_key_is_refused_at_every_router_once_its_budget_is_spent_and_opens_wit
 
     assert limited.stdout == "spender: budget: 5tokens/month\n"
     assert error["code"] == "budget_exhausted"
-    assert "opens again on" in error["message"]
+    assert "accepted again from" in error["message"]
     assert "exhausted" in listed
     keyed.everywhere(secret, 200)
     (row,) = json.loads(keyed.cli("key", "show", "spender", "--json").stdout)

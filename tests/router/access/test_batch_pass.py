@@ -43,7 +43,7 @@ def request(secret: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("token", ["new", "old"])
-def test_a_pass_names_its_key_until_it_ends(token: str) -> None:
+def test_a_pass_is_valid_until_it_expires(token: str) -> None:
     secret = batch_pass.make(token, "k1", NOW)
 
     assert batch_pass.key_of(secret, ("new", "old"), NOW + 59) == "k1"
@@ -61,11 +61,11 @@ def test_a_pass_names_its_key_until_it_ends(token: str) -> None:
         "cortex-batch.k1.99999999999.",
     ],
 )
-def test_a_pass_that_was_not_made_here_names_no_key(secret: str) -> None:
+def test_a_forged_or_malformed_pass_is_invalid(secret: str) -> None:
     assert batch_pass.key_of(secret, ("new", "old"), NOW) is None
 
 
-async def test_a_pass_gives_the_keys_right_to_inference_behind_all_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_pass_gives_the_keys_right_to_inference_at_low_priority(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cortex.router.access.auth.time.time", lambda: NOW)
     caller = await guard(OWNER).authorize(request(batch_pass.make("new", "k1", NOW)), Right.INFERENCE)
 
@@ -74,7 +74,7 @@ async def test_a_pass_gives_the_keys_right_to_inference_behind_all_requests(monk
         await guard(OWNER).authorize(request(batch_pass.make("new", "k1", NOW)), Right.ADMIN)
 
 
-async def test_a_pass_for_a_key_that_is_gone_or_may_not_make_requests_opens_nothing(
+async def test_a_pass_for_a_revoked_key_or_one_without_inference_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("cortex.router.access.auth.time.time", lambda: NOW)

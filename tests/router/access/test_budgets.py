@@ -41,7 +41,7 @@ async def budgets(record: Record, *holders: Principal) -> Budgets:
 async def test_a_key_whose_budget_is_exhausted_is_refused_until_the_next_month() -> None:
     refuses = await budgets(Record(k1=Spent(tokens=100)), HOLDER)
 
-    with pytest.raises(OverBudget, match="opens again on 2026-12-01") as refusal:
+    with pytest.raises(OverBudget, match="accepted again from 2026-12-01") as refusal:
         refuses.check(HOLDER, NOW)
 
     fault = refusal.value.fault()
@@ -50,7 +50,7 @@ async def test_a_key_whose_budget_is_exhausted_is_refused_until_the_next_month()
     refuses.check(HOLDER, NEXT_MONTH)
 
 
-async def test_a_key_below_its_budget_goes_on_and_is_named_in_the_log_once_from_80_per_cent() -> None:
+async def test_a_key_at_80_per_cent_of_its_budget_is_served_and_logged_once() -> None:
     record = Record(k1=Spent(tokens=80))
 
     with structlog.testing.capture_logs() as entries:

@@ -78,7 +78,7 @@ async def test_a_line_that_has_a_result_is_not_sent_again_after_a_kill(folder: F
     assert sorted(ids(folder.content("k1", batch.output_file))) == sorted(f"l{i}" for i in range(60))
 
 
-async def test_a_passing_failure_is_tried_again_and_a_lasting_one_is_an_error(folder: Folder) -> None:
+async def test_a_temporary_failure_is_retried_and_a_permanent_one_is_an_error(folder: Folder) -> None:
     batch = add_batch(folder, text(entry("waits"), entry("breaks"), entry("away")))
     tries = Counter[str]()
 
@@ -157,7 +157,7 @@ async def test_damaged_results_fail_their_batch_and_no_other(folder: Folder) -> 
     assert ended(folder, whole).status is Status.COMPLETED
 
 
-async def test_one_keys_waiting_lines_hold_up_no_other_key(folder: Folder) -> None:
+async def test_a_key_whose_lines_wait_delays_no_other_key(folder: Folder) -> None:
     waits, goes = add_batch(folder, text(entry("a")), key="k1"), add_batch(folder, text(entry("b")), key="k2")
 
     async def sends(batch: Batch, line: Line, body: bytes) -> Answer:
@@ -170,7 +170,7 @@ async def test_one_keys_waiting_lines_hold_up_no_other_key(folder: Folder) -> No
     assert {ended(folder, b).status for b in (waits, goes)} == {Status.COMPLETED}
 
 
-async def test_a_disk_that_was_full_loses_nothing(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_disk_loses_no_result(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "FULL_S", 0.1)  # shortens a pause, and changes no decision
     batch = add_batch(folder, text(entry("a"), entry("b")))
     long = Answer(status=200, body=json.dumps({"answer": "x" * 5000}).encode())

@@ -8,7 +8,7 @@ def candidate(key: str, batch: str = "b", created: float = 0.0, model: str = "m"
     return Candidate(key, batch, created, model)
 
 
-def test_the_key_with_fewer_lines_under_way_is_next_however_many_batches_another_has() -> None:
+def test_the_key_with_the_fewest_lines_in_flight_is_next_regardless_of_its_batches() -> None:
     many = [candidate("many", f"b{i}", created=i) for i in range(9)]
 
     chosen = next_candidate([*many, candidate("one", created=99)], {"many": 1, "one": 0}, {"many": 1.0, "one": 2.0})
@@ -32,7 +32,7 @@ def test_without_candidates_there_is_no_next() -> None:
     assert next_candidate([], {}, {}) is None
 
 
-def test_a_pace_grows_with_each_success_and_shrinks_to_what_is_under_way() -> None:
+def test_a_pace_grows_with_each_success_and_shrinks_to_the_lines_in_flight() -> None:
     pace = Pace()
     for _ in range(3):
         pace.succeeded(0.0)
@@ -46,7 +46,7 @@ def test_a_pace_grows_with_each_success_and_shrinks_to_what_is_under_way() -> No
     assert pace.may_send(1.0)
 
 
-def test_a_refusal_with_nothing_under_way_waits() -> None:
+def test_a_refusal_with_nothing_in_flight_causes_a_pause() -> None:
     pace = Pace()
 
     pace.refused(1.0, 60.0)
@@ -55,7 +55,7 @@ def test_a_refusal_with_nothing_under_way_waits() -> None:
     assert pace.may_send(61.0)
 
 
-def test_a_number_that_was_too_much_is_not_tried_again_at_once() -> None:
+def test_a_pace_does_not_grow_soon_after_a_refusal() -> None:
     pace = Pace()
     pace.under_way = 1
     pace.refused(1.0, 1.0)

@@ -20,14 +20,14 @@ def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path / "files")
 
 
-def test_everything_is_private(folder: Folder) -> None:
+def test_only_this_user_can_read_the_folder(folder: Folder) -> None:
     add_batch(folder, text(entry("a")))
 
     assert {stat.S_IMODE(p.stat().st_mode) for p in folder.path.rglob("*")} == {0o600, 0o700}
 
 
 @pytest.mark.parametrize("name", ["../file-0", "file-../../../../x", "", "file-" + "0" * 23, "file-" + "g" * 24])
-def test_a_name_of_another_form_reaches_no_path(folder: Folder, name: str) -> None:
+def test_an_invalid_id_is_rejected_before_it_becomes_a_path(folder: Folder, name: str) -> None:
     with pytest.raises(BadName):
         folder.file("k1", name)
     with pytest.raises(BadName):
@@ -52,7 +52,7 @@ def test_a_batch_is_open_until_its_end_and_has_its_results_as_files(folder: Fold
     assert not folder.work_folder(batch).exists()
 
 
-def test_an_end_that_was_interrupted_is_repeated_without_loss(folder: Folder) -> None:
+def test_an_interrupted_end_is_repeated_without_loss(folder: Folder) -> None:
     batch = add_batch(folder, text(entry("a")))
     work = folder.work_folder(batch)
     (work / RESULTS).write_bytes(b'{"custom_id": "a"}\n')
@@ -77,7 +77,7 @@ def test_a_deleted_file_stays_readable_for_its_batch(folder: Folder) -> None:
 
 
 @pytest.mark.parametrize("cut", range(1, 19))
-def test_a_result_that_was_cut_is_gone_when_the_results_are_opened_again(tmp_path: Path, cut: int) -> None:
+def test_a_partial_result_is_removed_when_the_results_are_opened(tmp_path: Path, cut: int) -> None:
     whole = b'{"custom_id": "a"}\n'
     (tmp_path / RESULTS).write_bytes(whole + b'{"custom_id": "b"}\n'[:-cut])
 
@@ -88,7 +88,7 @@ def test_a_result_that_was_cut_is_gone_when_the_results_are_opened_again(tmp_pat
     assert ids(tmp_path / RESULTS) == ["a", "c"]
 
 
-def test_a_write_to_a_full_disk_leaves_the_results_as_they_were(tmp_path: Path) -> None:
+def test_a_failed_write_to_a_full_disk_leaves_the_results_unchanged(tmp_path: Path) -> None:
     results = Results(tmp_path)
     results.add(b'{"custom_id": "a"}\n', to_errors=False)
     resource_limit = (tmp_path / RESULTS).stat().st_size + 5
@@ -100,7 +100,7 @@ def test_a_write_to_a_full_disk_leaves_the_results_as_they_were(tmp_path: Path) 
     assert ids(tmp_path / RESULTS) == ["a"]
 
 
-def test_what_has_expired_is_removed_and_what_a_batch_reads_is_not(folder: Folder) -> None:
+def test_a_sweep_removes_what_has_expired_but_no_input_of_an_open_batch(folder: Folder) -> None:
     open_one, ended = add_batch(folder, text(entry("a"))), add_batch(folder, text(entry("b")), created=NOW + 1)
     for batch in (open_one, ended):
         file = folder.file("k1", batch.input_file)

@@ -78,7 +78,7 @@ def test_problems_of_one_file_are_bounded() -> None:
         (Answer(status=429, body=b"{}", retry_after_s=1e9), 1, (3600.0, False)),
     ],
 )
-def test_only_a_passing_failure_is_tried_again(answer: Answer, tries: int, again: tuple[float, bool] | None) -> None:
+def test_only_a_temporary_failure_is_retried(answer: Answer, tries: int, again: tuple[float, bool] | None) -> None:
     judged = verdict(answer, tries)
 
     assert (None if judged is None else (judged.pause_s, judged.counts)) == again
@@ -89,7 +89,7 @@ def test_a_refused_key_ends_the_batch() -> None:
         verdict(Answer(status=401, body=b"{}"), 1)
 
 
-def test_the_reason_of_another_try_is_the_routers() -> None:
+def test_the_reason_for_a_retry_is_the_routers_message() -> None:
     judged = verdict(Answer(status=503, body=b'{"error": {"message": "no room"}}'), 1)
 
     assert isinstance(judged, Again) and judged.why == "no room"
@@ -123,7 +123,7 @@ def test_a_deeply_nested_answer_has_a_result() -> None:
     assert all(raw.endswith(b"}\n") for _, raw in results)
 
 
-def test_an_answer_that_is_no_json_is_an_error() -> None:
+def test_an_answer_that_is_not_json_is_an_error() -> None:
     succeeded, written = result(value(), LINE, Answer(status=200, body=b"<html>"))
 
     assert not succeeded

@@ -1,9 +1,9 @@
-"""Passes: how a batch worker acts for a key that it does not have.
+"""Passes: credentials with which a batch worker acts for a key whose secret it does not have.
 
-A pass names a key's id and when it ends, sealed with the fleet token, which only routers and their batch workers have.
-The router that gets one looks the key up as it is now: rights, limits and functions are the key's, and a revoked or
-expired key has none. A pass allows inference only, at low priority, and lasts `PASS_S`; it is made for each line, and
-neither it nor the key is stored.
+A pass contains the key's id and an expiry, and is authenticated with the fleet token, which only routers and their
+batch workers have. The router looks the key up at each request, so its current rights, limits and functions apply, and
+a pass for a revoked or expired key is refused. A pass allows inference only, at low priority, for `PASS_S`. One is made
+for each line; neither passes nor keys are stored.
 """
 
 from collections.abc import Iterable
@@ -12,6 +12,7 @@ from cortex.platform.keys import batch_seal, same
 
 PREFIX = "cortex-batch."
 PASS_S = 60
+"""Lifetime of a pass."""
 
 
 def make(token: str, key: str, now: float) -> str:

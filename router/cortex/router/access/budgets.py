@@ -1,7 +1,7 @@
-"""Refuses requests of keys whose budget for the month is exhausted, and warns before.
+"""Refuses requests of keys that have spent their budget for the month, and logs a warning at 80 %.
 
-What keys have spent is read every `READ_S` while a key has a budget, so a request costs no Redis call. While Redis is
-away, the last reading counts.
+What keys have spent is read every `READ_S` if any key has a budget, so a request costs no Redis call. While Redis is
+away, the last value applies; a new month begins without limits until Redis answers.
 """
 
 import asyncio
@@ -34,26 +34,27 @@ class Budgets:
         self._warned: set[tuple[str, str]] = set()
 
     def check(self, caller: Principal, now: float) -> None:
-        """Raise OverBudget for a caller whose budget is exhausted."""
+        """Raise OverBudget for a caller that has spent its budget."""
         spent = self._spent.get(caller.id)
         if spent is None or self._month != month(now) or share(caller.budget, spent) < 1:
             return
         opens = next_month(now)
         day = f"{datetime.fromtimestamp(opens, UTC):%Y-%m-%d}"
         raise OverBudget(
-            f"the key '{caller.name}' has spent its budget of {caller.budget}; it opens again on {day}, 00:00 UTC",
+            f"the key '{caller.name}' has spent its budget of {caller.budget}; "
+            f"requests are accepted again from {day}, 00:00 UTC",
             opens - now,
         )
 
     async def run(self) -> None:
-        """Follow what is spent, until cancelled."""
+        """Refresh regularly, until cancelled."""
         while True:
             with contextlib.suppress(RecordUnavailable):
                 await self.refresh(time.time())
             await asyncio.sleep(READ_S)
 
     async def refresh(self, now: float) -> None:
-        """Read what is spent, and log which keys come near their budget. Raises RecordUnavailable."""
+        """Read what keys have spent, and log those near their budget. Raises RecordUnavailable."""
         holders = {h.id: h for h in self._holders() if h.budget}
         self._spent = await self._record.spent(now) if holders else {}
         self._month = month(now)

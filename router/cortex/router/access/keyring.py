@@ -50,7 +50,7 @@ class KeyRing:
         return None if holder is None or (holder.expires and time.time() >= holder.expires) else holder
 
     def by_id(self, id: str) -> Principal | None:
-        """Return the principal of a key's id, or of this machine's user; None if it is unknown or has expired."""
+        """Return the principal of a key, or of this machine's user, by id; None if it is unknown or has expired."""
         now = time.time()
         for holder in (*self._table.values(), *self._local.values()):
             if holder.id == id and not (holder.expires and now >= holder.expires):

@@ -1,7 +1,7 @@
-"""Files and batches as values, and how they appear in OpenAI's and Anthropic's APIs. Pure.
+"""Files and batches as values, and their representations in OpenAI's and Anthropic's APIs. Pure.
 
-A batch has one writer at a time: the router that creates it, then the batch worker. The folder has them
-(`folder.py`), Redis has neither.
+A batch has one writer at a time: the router that creates it, then the batch worker. Files and batches are stored in
+the folder (`folder.py`), not in Redis.
 """
 
 import enum
@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 WINDOW_S = 24 * 3600.0
-"""How long a batch may run; what is left then expires."""
+"""How long a batch may run; lines without a result then expire."""
 ENDPOINTS = (
     "/v1/chat/completions",
     "/v1/completions",
@@ -21,7 +21,7 @@ ENDPOINTS = (
     "/v1/rerank",
     "/v1/messages",
 )
-"""Paths that lines may call."""
+"""Paths to which lines may be sent."""
 MESSAGES = "/v1/messages"
 
 
@@ -46,7 +46,7 @@ class Status(enum.StrEnum):
 
     @property
     def is_open(self) -> bool:
-        """Whether the batch worker still has something to do."""
+        """Whether the batch worker still has work to do."""
         return self in _OPEN
 
 
@@ -68,7 +68,7 @@ class StoredFile(Struct, frozen=True, kw_only=True):
 
 
 class Problem(Struct, frozen=True, kw_only=True):
-    """Why a batch failed as a whole; `line` counts from 1, 0: no line in particular."""
+    """Why a batch failed as a whole. `line` counts from 1; 0: the batch, not one line."""
 
     code: str
     message: str
@@ -77,7 +77,7 @@ class Problem(Struct, frozen=True, kw_only=True):
 
 
 class Counts(Struct, frozen=True, kw_only=True):
-    """Lines by what became of them."""
+    """Numbers of lines by result."""
 
     total: int = 0
     succeeded: int = 0
@@ -104,13 +104,13 @@ class Batch(Struct, frozen=True, kw_only=True):
     input_file: str
     output_file: str
     error_file: str
-    """The files of results exist when it has ended."""
+    """The output and error files exist once the batch has ended."""
     created: float
     expires: float
-    """When the lines that are left expire."""
+    """When lines without a result expire."""
     status: Status = Status.VALIDATING
     outcome: Status | None = None
-    """How it ends, once it is finalizing."""
+    """The status with which it ends; null until it is finalizing."""
     metadata: dict[str, str] = {}
     counts: Counts = Counts()
     began: float = 0.0
@@ -127,12 +127,12 @@ class Batch(Struct, frozen=True, kw_only=True):
 
     @property
     def has_output(self) -> bool:
-        """Whether there is a file of answers."""
+        """Whether there is an output file."""
         return bool(self.ended) and (self.form is Form.ANTHROPIC or bool(self.counts.succeeded))
 
     @property
     def has_errors(self) -> bool:
-        """Whether there is a file of errors."""
+        """Whether there is an error file."""
         return bool(self.ended) and self.form is Form.OPENAI and self.counts.done > self.counts.succeeded
 
 
@@ -143,7 +143,7 @@ class BatchesAnswer(Struct, frozen=True):
 
 
 def openai_file(file: StoredFile) -> dict[str, Any]:
-    """Return a file as OpenAI's API has it."""
+    """Return a file in the form of OpenAI's API."""
     return {
         "id": file.id,
         "object": "file",
@@ -158,7 +158,7 @@ def openai_file(file: StoredFile) -> dict[str, Any]:
 
 
 def openai_batch(batch: Batch) -> dict[str, Any]:
-    """Return a batch as OpenAI's API has it, with two fields more: `finish_at` and `waits_for`."""
+    """Return a batch in the form of OpenAI's API, with two more fields: `finish_at` and `waits_for`."""
     ended: dict[str, int | None] = {
         f"{status}_at": int(batch.ended) if batch.ended and batch.status == status else None
         for status in (Status.COMPLETED, Status.FAILED, Status.EXPIRED, Status.CANCELLED)
@@ -194,7 +194,7 @@ def openai_batch(batch: Batch) -> dict[str, Any]:
 
 
 def message_batch(batch: Batch, base_url: str) -> dict[str, Any]:
-    """Return a batch as Anthropic's API has it. Counts of results are 0 until it has ended, as there."""
+    """Return a batch in the form of Anthropic's API, where counts of results are 0 until the batch has ended."""
     counts, is_over = batch.counts, bool(batch.ended)
     return {
         "id": batch.id,

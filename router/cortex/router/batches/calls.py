@@ -1,4 +1,4 @@
-"""Calls of the folder from a router's event loop: on their own threads, with a timeout, and with the errors of requests."""
+"""Calls of the folder from a router's event loop: on their own threads, with a timeout, and request errors."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The way of a line to the router of this machine: its own listener, with a pass for the batch's key."""
+"""The HTTP client that sends lines to the router of this machine, with a pass for the batch's key."""
 
 import ssl
 import time
@@ -16,7 +16,7 @@ from cortex.router.batches.lines import Answer, Line
 
 
 class RouterClient:
-    """Sends lines to the router of this machine, by its own listener."""
+    """Sends lines to the router's listener on this machine."""
 
     def __init__(self, gateway: Gateway, token: FleetToken) -> None:
         host, port = address.split(gateway.listen)

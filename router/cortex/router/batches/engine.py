@@ -1,8 +1,8 @@
 """Runs the open batches of a folder until none is left.
 
-A line is sent to the router like any request, and its answer is added to the results at once. A process that is killed
-loses the lines under way, which are sent again: each line has one result, and one that has a result is never sent
-again. Nothing but the folder says which lines are left.
+A line is sent to the router like any request, and its answer is appended to the results at once. If the process is
+killed, the lines in flight are sent again by the next one; a line that has a result is never sent again. Only the
+folder records which lines have results.
 """
 
 import asyncio
@@ -31,16 +31,16 @@ LOOK_S = 0.25
 WRITE_S = 1.0
 """How often progress is written, and results are synced."""
 FULL_S = 10.0
-"""How long nothing is sent after the disk was full."""
+"""Pause after a write to a full disk."""
 RUNS_OF_KEY, RUNS = 2, 16
-"""Batches that run at a time: their lines are in memory. The others of a key wait for its oldest ones."""
+"""Maximum numbers of batches that run at a time, since their lines are in memory; the oldest run first."""
 
 Send = Callable[[Batch, Line, bytes], Awaitable[Answer]]
 """Sends a line's body for the key of its batch. Raises NoAnswer."""
 
 
 class NoAnswer(Exception):
-    """The router cannot be reached, or broke off."""
+    """The router cannot be reached, or the connection broke."""
 
 
 class Bounds(Struct, frozen=True, kw_only=True):
@@ -53,7 +53,7 @@ class Bounds(Struct, frozen=True, kw_only=True):
 
 
 class Run:
-    """One batch that is under way in this process."""
+    """One batch that this process runs."""
 
     def __init__(self, batch: Batch, results: Results, lines: list[Line], input: int, counts: Counts) -> None:
         self.batch, self.results = replace(batch, counts=counts), results
@@ -67,14 +67,14 @@ class Run:
         self.written_at = 0.0
         self.why = ""
         self.ending = ""
-        """Why the lines that are left are not sent: cancelled, expired or failed."""
+        """Why the remaining lines are not sent: cancelled, expired or failed; empty while they are."""
 
     def body(self, line: Line) -> bytes:
         """Return the body of a line, from the file. Raises OSError or DecodeError."""
         return reading.body_of(os.pread(self._input, line.size, line.at))
 
     def give_back(self, line: Line) -> None:
-        """Return a line that is to be sent again."""
+        """Put back a line that is to be sent again."""
         self.pending.setdefault(line.model, deque()).appendleft(line)
 
     def take(self, model: str) -> Line:
@@ -122,7 +122,7 @@ class Engine:
                 run.close()
 
     async def _look(self) -> bool:
-        """Begin new batches; return whether any is open."""
+        """Start new batches; return whether any is open."""
         if time.monotonic() - self._looked_at < LOOK_S and self._runs:
             return True
         self._looked_at = time.monotonic()
@@ -143,12 +143,12 @@ class Engine:
         return of_key < RUNS_OF_KEY and len(self._runs) < RUNS
 
     def _begin(self, key: str, id: str) -> Run | None:
-        """Open a batch: check its lines, and leave out those that have results.
+        """Open a batch: check its lines, and skip those that have results.
 
-        (1) it has ended, and this process was killed right then: only its place among the open ones is left;
-        (2) it was being closed: close it;
+        (1) it has ended, but the process was killed before its marker was removed: remove the marker;
+        (2) it was finalizing: finish that;
         (3) its file is invalid, or its results are damaged: it fails;
-        (4) else it runs.
+        (4) otherwise it runs.
         """
         folder, now = self._folder, time.time()
         batch = folder.batch(key, id)
@@ -181,7 +181,7 @@ class Engine:
         except OSError:
             results.close()
             raise
-        log.info("batch_begins", batch=id, key=key, lines=len(lines), left=len(left))
+        log.info("batch_started", batch=id, key=key, lines=len(lines), remaining=len(left))
         return Run(running, results, left, os.open(work / INPUT, os.O_RDONLY | os.O_CLOEXEC), counts)
 
     def _dispatch(self) -> None:
@@ -217,7 +217,7 @@ class Engine:
         return self._paces.setdefault((key, model), Pace())
 
     async def _serve(self, run: Run, line: Line, pace: Pace) -> None:
-        """Send a line, and add its result or give it back."""
+        """Send a line, and add its result or put it back."""
         run.tries[line.number] += 1
         again: Again | None = None
         answer: Answer | None = None
@@ -228,7 +228,7 @@ class Engine:
             again = Again(1.0, counts=False, why=str(error))
         except KeyGone:
             run.ending = "failed"
-            problem = Problem(code="key_gone", message="the API key is revoked, expired or may not make requests")
+            problem = Problem(code="key_gone", message="the API key is revoked, has expired or may not make requests")
             run.batch = replace(run.batch, problems=(problem,))
             again = Again(0.0, counts=False, why="")
         finally:
@@ -263,11 +263,11 @@ class Engine:
         return True
 
     async def _advance(self, run: Run) -> None:
-        """Apply a cancel, the end of the time, and the end of the lines; write progress once a second."""
+        """End a batch that is cancelled, expired or complete; otherwise write its progress once a second."""
         now, batch = time.time(), run.batch
         for task in [t for t in run.tasks if t.done()]:
             run.tasks.discard(task)
-            task.result()  # raises what no line may raise; the next process goes on from the folder
+            task.result()  # raises unexpected errors, which end this process; the next one continues
         if not run.ending:
             if at := self._folder.cancel_requested_at(batch):
                 run.ending = "cancelled"
@@ -296,7 +296,7 @@ class Engine:
         self._folder.write_batch(run.batch)
 
     def _end_rest(self, run: Run) -> None:
-        """Give the lines that are left their results."""
+        """Add a result for each remaining line."""
         texts = {
             "cancelled": "the batch was cancelled before this line was sent",
             "expired": "the batch expired before this line was sent",
@@ -327,7 +327,7 @@ class Engine:
         )
         self._folder.write_batch(finalizing)
         self._folder.end(replace(finalizing, status=outcome, ended=now, removed_at=now + self._bounds.ttl_s))
-        log.info("batch_ends", batch=batch.id, outcome=outcome, **msgspec.to_builtins(batch.counts))
+        log.info("batch_ended", batch=batch.id, outcome=outcome, **msgspec.to_builtins(batch.counts))
 
     @contextlib.contextmanager
     def _tolerating_full_disk(self) -> Iterator[None]:
@@ -337,17 +337,17 @@ class Engine:
             self._rest(error)
 
     def _rest(self, error: OSError) -> None:
-        """Send nothing for a while, because the disk is full. Raises every other error."""
+        """Pause, because the disk is full. Re-raises every other error."""
         if not is_full(error):
             raise error
         self._resumes_at = time.monotonic() + FULL_S
         for run in self._runs.values():
             run.why = "the disk with the files is full"
-        log.error("batches_rest", why=str(error))
+        log.error("batches_paused", why=str(error))
 
 
 def _done(results: Results) -> tuple[set[str], Counts]:
-    """Return the ids of the lines that have results, and what became of them."""
+    """Return the ids of the lines that have results, and the numbers of results by kind."""
     done: set[str] = set()
     number: Counter[str] = Counter()
     kinds = {"succeeded": "succeeded", "canceled": "cancelled", "expired": "expired"}

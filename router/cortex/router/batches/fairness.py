@@ -1,7 +1,7 @@
-"""Which line is sent next, how many at a time, and when a batch will have ended. Pure.
+"""Which line is sent next, how many are in flight at a time, and when a batch is expected to end. Pure.
 
-Keys take turns line by line: next is the key with the fewest lines under way, of those the one that waited longest.
-Within a key the oldest batch goes first, and a model that has to wait holds up no other one.
+Keys take turns line by line: next is the key with the fewest lines in flight, and of those the one that has waited
+longest. Within a key the oldest batch goes first. A model that has to wait does not delay the others.
 """
 
 from collections import deque
@@ -10,18 +10,18 @@ from collections.abc import Iterable
 from msgspec import Struct
 
 MOST_OF_MODEL, MOST_IN_ALL = 32, 64
-"""Lines under way at a time."""
+"""Maximum numbers of lines in flight at a time."""
 STEADY_S = 5.0
-"""How long a number of lines that was too much for a model is not tried again."""
+"""How long the number of lines in flight does not grow after a refusal."""
 RATE_S = 900.0
-"""The last progress from which the end is estimated."""
+"""The window of progress from which the end is estimated."""
 LEAST_LINES, LEAST_S = 5, 10.0
-"""Progress without which there is no estimate."""
+"""Minimum progress for an estimate."""
 
 
 class Pace:
-    """How many lines of one key for one model are under way, and how many may be: one more after each success, fewer
-    when the router refuses one."""
+    """How many lines of one key for one model are in flight, and how many may be: one more after each success, fewer
+    after a refusal."""
 
     def __init__(self) -> None:
         self.under_way, self.most, self.resumes_at = 0, 1, 0.0
@@ -37,7 +37,7 @@ class Pace:
             self.most = min(MOST_OF_MODEL, self.most + 1)
 
     def refused(self, now: float, pause_s: float) -> None:
-        """Allow as many as are under way. Only if there are none, wait: else their ends make room."""
+        """Allow as many as are in flight. If there are none, pause; otherwise the next one to end makes room."""
         self.most = max(1, self.under_way)
         self._grows_at = now + STEADY_S
         if not self.under_way:
@@ -56,7 +56,7 @@ class Candidate(Struct, frozen=True):
 def next_candidate(
     candidates: Iterable[Candidate], under_way: dict[str, int], last_sent: dict[str, float]
 ) -> Candidate | None:
-    """Return whose line is sent next; None: there are no candidates."""
+    """Return the candidate whose line is sent next; None if there are no candidates."""
     return min(
         candidates,
         key=lambda c: (under_way.get(c.key, 0), last_sent.get(c.key, 0.0), c.created, c.batch, c.model),
@@ -77,7 +77,7 @@ class Progress:
             self._samples.popleft()
 
     def finish_in_s(self, total: int) -> float:
-        """Return in how many seconds all lines have results; 0: too little is known."""
+        """Return the expected number of seconds until all lines have results; 0: too little progress to tell."""
         if not self._samples:
             return 0.0
         (began, before), (now, done) = self._samples[0], self._samples[-1]

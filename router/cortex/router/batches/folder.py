@@ -1,17 +1,17 @@
-"""The folder of files and batches: the truth about them. Redis may lose everything without losing a line.
+"""The folder of files and batches, the only place where they are stored: a loss of Redis loses no line.
 
     lock                              held by the one batch worker
     uploads/NAME                      files that are being received
     open/KEY~BATCH                    empty: this batch has not ended
-    keys/KEY/FILE.json, FILE.jsonl    a file: what it is, and its content
+    keys/KEY/FILE.json, FILE.jsonl    a file: its value and its content
     keys/KEY/BATCH.json               a batch
-    keys/KEY/BATCH/input.jsonl        what it reads: a link, so that the file may be deleted meanwhile
-    keys/KEY/BATCH/results.jsonl, errors.jsonl    its results so far; they become files at its end
-    keys/KEY/BATCH/cancel             empty: a router wants it cancelled
+    keys/KEY/BATCH/input.jsonl        its input: a hard link, so that the file may be deleted meanwhile
+    keys/KEY/BATCH/results.jsonl, errors.jsonl    its results so far, which become files when it ends
+    keys/KEY/BATCH/cancel             empty: its cancellation was requested
 
-Files hold prompts, so only this user can read them. Ids are made here, and an id or key from a request is compared
-with their form before it becomes a name. Values are written beside their place, synced and renamed, so a reader never
-sees half of one. Every call may block and raises OSError: call from threads.
+Files contain prompts, so only this user can read them. Ids are generated here, and an id or key from a request is
+validated before it becomes a path. Values are written to a draft, synced and renamed, so a reader never sees half of
+one. Every call may block and may raise OSError: call from threads.
 """
 
 import contextlib
@@ -38,12 +38,12 @@ _BATCH = re.compile(r"(batch|msgbatch)_[0-9a-f]{24}")
 BLOCK = 4096
 """What a small file takes of a disk, in bytes."""
 UPLOAD_S = 24 * 3600.0
-"""After this time an unfinished write is removed: its process was killed."""
+"""After this time an unfinished write is removed, as its process was killed."""
 INPUT, CANCEL = "input.jsonl", "cancel"
 
 
 class BadName(Exception):
-    """An id or key has another form than this folder's."""
+    """An id or key is not of this folder's form."""
 
 
 def new_id(prefix: str, now: float) -> str:
@@ -52,7 +52,7 @@ def new_id(prefix: str, now: float) -> str:
 
 
 class Folder:
-    """One folder of files and batches. It is made when something is first written."""
+    """One folder of files and batches. It is created by the first write."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -65,12 +65,12 @@ class Folder:
     # Files.
 
     def begin_upload(self) -> tuple[Path, BinaryIO]:
-        """Return a new private file for a content that arrives."""
+        """Return a new private file for the content of an upload."""
         path = self._folder("uploads") / secrets.token_hex(12)
         return path, os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
     def add_file(self, file: StoredFile, content: Path) -> None:
-        """Store a file whose content was received."""
+        """Store a file whose content has been received."""
         folder = self._folder("keys", _key(file.key))
         stored = content.replace(folder / f"{_file(file.id)}.jsonl")
         try:
@@ -110,7 +110,7 @@ class Folder:
     # Batches.
 
     def add_batch(self, batch: Batch, content: Path) -> None:
-        """Store a new batch, whose lines are in a file; the batch worker finds it at once."""
+        """Store a new batch, whose lines are in the file `content`, and mark it as open."""
         folder = self._folder("keys", _key(batch.key), _batch(batch.id))
         try:
             os.link(content, folder / INPUT)
@@ -134,7 +134,7 @@ class Folder:
             yield self._cancelling(batch) or batch
 
     def open_batches(self) -> list[tuple[str, str]]:
-        """Return key and id of the batches that have not ended, the oldest first."""
+        """Return the keys and ids of the batches that have not ended, the oldest first."""
         with contextlib.suppress(FileNotFoundError):
             names = [name.partition("~") for name in os.listdir(self.path / "open")]  # noqa: PTH208
             names.sort(key=lambda parts: parts[2][-24:])  # by the time in the id
@@ -151,17 +151,17 @@ class Folder:
             (self.work_folder(batch) / CANCEL).touch(0o600)
 
     def is_cancelled(self, key: str, id: str) -> bool:
-        """Whether an open batch was asked to be cancelled."""
+        """Whether the cancellation of an open batch was requested."""
         return (self._of(key) / _batch(id) / CANCEL).exists()
 
     def cancel_requested_at(self, batch: Batch) -> float:
-        """Return when a batch was asked to be cancelled; 0: it was not."""
+        """Return when the cancellation of a batch was requested; 0: it was not."""
         with contextlib.suppress(FileNotFoundError):
             return (self.work_folder(batch) / CANCEL).stat().st_mtime
         return 0.0
 
     def end(self, batch: Batch) -> None:
-        """Turn a batch's results into files and close it. A worker that is killed in between does it again."""
+        """Turn a batch's results into files and close it. May be repeated after a kill in the middle."""
         folder, removed_at = self.work_folder(batch), batch.removed_at
         for name, id, there in (
             (RESULTS, batch.output_file, batch.has_output),
@@ -188,7 +188,7 @@ class Folder:
         self.close(batch.key, batch.id)
 
     def close(self, key: str, id: str) -> None:
-        """Take a batch that has ended out of the open ones."""
+        """Remove the marker and the work folder of a batch that has ended."""
         self._clear(self._of(key) / _batch(id))
         (self.path / "open" / f"{key}~{id}").unlink(missing_ok=True)
 
@@ -213,7 +213,7 @@ class Folder:
         return tuple(sorted(batches, key=lambda b: b.created, reverse=True)[:most])
 
     def sweep(self, now: float) -> int:
-        """Remove what has expired; return how many files and batches that were."""
+        """Remove expired files and batches; return their number."""
         open_names = set(self.open_batches())
         running = [b for b in (self.batch(*names) for names in open_names) if b is not None]
         in_use = {id for b in running for id in (b.input_file, b.output_file, b.error_file)}
@@ -249,7 +249,7 @@ class Folder:
                     path.unlink(missing_ok=True)
 
     def _cancelling(self, batch: Batch | None) -> Batch | None:
-        """Return a batch as its owner sees it after a cancel that the batch worker has not seen yet."""
+        """Return a batch as cancelling if that was requested and the batch worker has not seen it yet."""
         if batch is None or not batch.status.is_open or batch.cancelled_at:
             return batch
         at = self.cancel_requested_at(batch)
@@ -301,8 +301,7 @@ class Folder:
 
 
 def offsets(path: Path, longest: int) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines of a file with their offsets. Of a line above `longest` bytes only that much is yielded, which is
-    no JSON any more."""
+    """Yield the lines of a file with their offsets. A line of more than `longest` bytes is cut to `longest` + 1."""
     at = 0
     with path.open("rb") as file:
         while line := file.readline(longest + 1):
@@ -316,7 +315,7 @@ def offsets(path: Path, longest: int) -> Iterator[tuple[int, bytes]]:
 
 
 def is_full(error: OSError) -> bool:
-    """Whether a write failed because the disk, or what this user may have of it, is full."""
+    """Whether a write failed because the disk or this user's quota of it is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

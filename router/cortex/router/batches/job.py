@@ -1,7 +1,7 @@
 """The RQ job of a batch worker: the engine, until no batch is open.
 
-A job knows no key. It signs a pass for each line with the fleet token, which names the key (`access/batch_pass.py`).
-The router looks that key up for each line, so a revoked key stops its batches.
+A job has no API key. For each line it makes a pass with the fleet token, which contains the key's id
+(`access/batch_pass.py`). The router looks that key up for each line, so revoking a key stops its batches.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from cortex.router.batches.engine import Bounds, Engine
 from cortex.router.batches.folder import Folder
 
 settings: ContextVar[Settings] = ContextVar("settings")
-"""Those of the batch worker, inherited through the fork: RQ calls jobs by name."""
+"""The batch worker's settings, inherited through the fork, since RQ calls jobs by name."""
 
 
 def run() -> None:

@@ -1,7 +1,7 @@
-"""The lines of a batch: reading and checking them, judging answers, and writing results. Pure.
+"""The lines of a batch: checking input, deciding about answers, and writing results. Pure.
 
-An input line is `{"custom_id", "method", "url", "body"}`, as OpenAI's API has it; Message Batches are written in the
-same form when they are created. A result is one line of JSON in the form of the batch's API.
+An input line is `{"custom_id", "method", "url", "body"}`, the form of OpenAI's API; requests of Anthropic's message
+batches are stored in the same form. A result is one line of JSON in the form of the batch's API.
 """
 
 import sys
@@ -18,9 +18,9 @@ LONGEST_ID = 512
 MOST_MODELS = 100
 """Models of one file: the choice of the next line takes time in proportion to them."""
 MOST_PROBLEMS = 100
-"""Problems that are reported of one file."""
+"""Maximum number of problems that are reported for one file."""
 TRIES = 3
-"""How often a line is sent whose worker broke or took too long."""
+"""How often a line is sent if its worker fails or times out."""
 LONGEST_PAUSE_S = 3600.0
 
 
@@ -37,7 +37,7 @@ class _Peek(Struct, frozen=True):
 
 
 class Line(Struct, frozen=True):
-    """A valid line, and where in the file it is. `number` counts from 1."""
+    """A valid line and its place in the file: offset and size in bytes. `number` counts from 1."""
 
     number: int
     custom_id: str
@@ -55,11 +55,12 @@ class Answer(Struct, frozen=True, kw_only=True):
     request_id: str = ""
     retry_after_s: float | None = None
     may_retry: bool = True
-    """The router does not advise against sending it again."""
+    """Whether the router's answer allows a retry."""
 
 
 class Again(Struct, frozen=True):
-    """A line failed for a passing reason. `counts`: it is sent `TRIES` times in all, else until the batch expires."""
+    """A line failed for a temporary reason. With `counts` it is sent `TRIES` times in all, otherwise until the batch
+    expires."""
 
     pause_s: float
     counts: bool
@@ -67,14 +68,14 @@ class Again(Struct, frozen=True):
 
 
 class KeyGone(Exception):
-    """The key of a batch is revoked, expired, or may not make requests any more."""
+    """The key of a batch is revoked, has expired, or may no longer make requests."""
 
 
 def check(
     raw_lines: Iterable[tuple[int, bytes]], endpoint: str, most: int, longest: int
 ) -> tuple[list[Line], list[Problem]]:
-    """Return the lines of a file, given with their offsets, and what is wrong with it. `most` is the allowed number of
-    lines, `longest` the allowed size of one in bytes."""
+    """Return the valid lines of a file and its problems. `raw_lines` are its lines with their offsets, `most` is the
+    maximum number of lines, `longest` the maximum size of one in bytes."""
     lines: list[Line] = []
     problems: list[Problem] = []
     ids: set[str] = set()
@@ -85,19 +86,25 @@ def check(
             continue
         number += 1
         if number > most:
-            problems.append(Problem(code="too_many_lines", message=f"a file may have {most} lines", line=number))
+            problems.append(
+                Problem(
+                    code="too_many_lines",
+                    message=f"a file may have {most} lines ([gateway] batch_max_lines)",
+                    line=number,
+                )
+            )
             break
         line: Line | Problem
         if len(raw) > longest:
-            text = f"the line has more than {longest} bytes, [gateway] max_body_mb of this router"
+            text = f"the line has more than {longest} bytes ([gateway] max_body_mb)"
             line = Problem(code="line_too_long", message=text, line=number)
         else:
             line = read(raw, number, at, endpoint)
         if isinstance(line, Line) and line.custom_id in ids:
-            text = f"custom_id {line.custom_id[:100]!r} is that of an earlier line"
+            text = f"an earlier line has the same custom_id {line.custom_id[:100]!r}"
             line = Problem(code="duplicate_custom_id", message=text, line=number, param="custom_id")
         if isinstance(line, Line) and line.model not in models and len(models) >= MOST_MODELS:
-            text = f"the line names one more model; those of a file may name {MOST_MODELS}"
+            text = f"the lines of a file may name {MOST_MODELS} models, and this line names another one"
             line = Problem(code="too_many_models", message=text, line=number, param="body.model")
         if isinstance(line, Problem):
             problems.append(line)
@@ -113,7 +120,7 @@ def check(
 
 
 def read(raw: bytes, number: int, at: int, endpoint: str) -> Line | Problem:
-    """Return a line, or what is wrong with it."""
+    """Return a line, or its problem."""
 
     def problem(code: str, message: str, param: str | None = None) -> Problem:
         return Problem(code=code, message=message, line=number, param=param)
@@ -121,39 +128,39 @@ def read(raw: bytes, number: int, at: int, endpoint: str) -> Line | Problem:
     try:
         entry = msgspec.json.decode(raw, type=_Input)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return problem("invalid_json_line", f"is no request: {error}")
+        return problem("invalid_json_line", f"the line is not a request: {error}")
     if not entry.custom_id or len(entry.custom_id) > LONGEST_ID:
-        return problem("invalid_custom_id", f"custom_id has 1 to {LONGEST_ID} characters", "custom_id")
+        return problem("invalid_custom_id", f"custom_id must have 1 to {LONGEST_ID} characters", "custom_id")
     if entry.method != "POST":
-        return problem("invalid_method", f"method is {entry.method[:20]!r}; only POST is possible", "method")
+        return problem("invalid_method", f"method is {entry.method[:20]!r}; it must be POST", "method")
     if entry.url not in ENDPOINTS:
-        return problem("invalid_url", f"url {entry.url[:100]!r} is none of {', '.join(ENDPOINTS)}", "url")
+        return problem("invalid_url", f"url is {entry.url[:100]!r}; it must be one of {', '.join(ENDPOINTS)}", "url")
     if entry.url != endpoint:
         return problem("mismatched_url", f"url is {entry.url}; the batch's endpoint is {endpoint}", "url")
     try:
         body = msgspec.json.decode(entry.body, type=_Peek)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return problem("invalid_body", f"body is no request: {error}", "body")
+        return problem("invalid_body", f"body is not a request: {error}", "body")
     if len(body.model) > LONGEST_ID:
         return problem("invalid_model", f"model has more than {LONGEST_ID} characters", "body.model")
     if body.stream:
-        return problem("stream_in_batch", "body asks for a stream, which a batch has none of", "body.stream")
+        return problem("stream_in_batch", "answers in batches cannot be streamed: leave `stream` out", "body.stream")
     return Line(number, entry.custom_id, entry.url, sys.intern(body.model), at, len(raw))
 
 
 def body_of(raw: bytes) -> bytes:
-    """Return the body of a line that was read before. Raises DecodeError if the file has changed since."""
+    """Return the body of a line that was checked before. Raises DecodeError if the file has changed since."""
     return bytes(msgspec.json.decode(raw, type=_Input).body)
 
 
 def verdict(answer: Answer, tries: int) -> Again | None:
-    """Return whether a line is sent again after its `tries`th answer; None: the answer is its result.
+    """Return how a line is sent again after its answer number `tries`; None: the answer is its result.
 
     (1) 401: raises KeyGone.
-    (2) 429: over a limit or a queue, so it is sent again when the limit allows.
+    (2) 429: a rate limit, a budget or a full queue; it is sent again when that allows.
     (3) 503, or 529 in Anthropic's dialect: there is no room, or the batch gives way; it is sent again, unless the
-        router advises against it, as for a function that cannot start.
-    (4) 500, 502 and 504: a worker broke or took too long; sent again a few times.
+        answer forbids a retry, as for a function that cannot start.
+    (4) 500, 502 and 504: a worker failed or timed out; it is sent `TRIES` times in all.
     (5) Everything else is the result.
     """
     pause_s = min(LONGEST_PAUSE_S, max(1.0, answer.retry_after_s or 0.0))
@@ -202,7 +209,7 @@ def result(batch: Batch, line: Line, answer: Answer) -> tuple[bool, bytes]:
 
 
 def ending(batch: Batch, line: Line, code: str, message: str) -> bytes:
-    """Return the result of a line that is not sent, because the batch is `cancelled`, `expired` or `failed`."""
+    """Return the result of a line that was not sent, because the batch is `cancelled`, `expired` or `failed`."""
     if batch.form is Form.ANTHROPIC:
         kinds: dict[str, dict[str, Any]] = {"cancelled": {"type": "canceled"}, "expired": {"type": "expired"}}
         error = {"type": "error", "error": {"type": "authentication_error", "message": message}}
@@ -211,7 +218,7 @@ def ending(batch: Batch, line: Line, code: str, message: str) -> bytes:
 
 
 class ResultHead(Struct, frozen=True):
-    """What the batch worker reads of a result that it wrote before."""
+    """The fields that the batch worker reads from a result in the folder."""
 
     custom_id: str
     result: dict[str, Any] = {}

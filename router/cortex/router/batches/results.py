@@ -11,8 +11,8 @@ RESULTS, ERRORS = "results.jsonl", "errors.jsonl"
 class Results:
     """The results of a batch so far: two files that only grow, a line per write.
 
-    A line that was cut, because the machine or the disk failed in the middle of it, is removed when they are opened and
-    after a failed write, so that each line has one result however often this process dies.
+    A partial line, left by a write that failed or was interrupted, is removed after the failure and when the files are
+    opened, so each input line has one result however often this process dies.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -20,7 +20,7 @@ class Results:
         self._files = {name: _Growing(folder / name) for name in (RESULTS, ERRORS)}
 
     def lines(self) -> Iterator[tuple[bool, bytes]]:
-        """Yield the results: whether each is in the file of errors, and the line."""
+        """Yield the results: whether each is in the error file, and the line."""
         for name, file in self._files.items():
             for line in file.lines():
                 yield name == ERRORS, line
@@ -30,7 +30,7 @@ class Results:
         self._files[ERRORS if to_errors else RESULTS].append(line)
 
     def sync(self) -> None:
-        """Have the results on the disk."""
+        """Flush the results to the disk."""
         for file in self._files.values():
             file.sync()
 
@@ -48,7 +48,7 @@ class _Growing:
         self._cut()
 
     def _cut(self) -> None:
-        """Remove what follows the last line."""
+        """Remove a partial line at the end."""
         size = os.fstat(self._descriptor).st_size
         while size:
             begin = max(0, size - 65536)

@@ -1,6 +1,6 @@
 """Keeps a batch worker running while there is an open batch: a thread in the first process of a router.
 
-An idle router runs no batch worker. One that ends while a batch is open is started again, after a growing pause.
+Without an open batch there is no batch worker. One that exits while a batch is open is restarted after a growing pause.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ from cortex.router.batches.folder import Folder
 log = structlog.get_logger()
 
 LOOK_S = 0.5
-"""How often a router looks for open batches while no batch worker runs."""
+"""Interval of looking for open batches while no batch worker runs."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
-"""Between the end of a batch worker with open batches and the next one's start."""
+"""Pauses between the exit of a batch worker with open batches and the next one's start."""
 STOP_S = 5.0
 """From TERM to KILL."""
 
@@ -52,7 +52,7 @@ class BatchWorker:
                 started = time.monotonic()
                 code = self._run()
             except OSError as error:
-                log.error("batches_not_run", folder=str(self._folder.path), why=str(error))
+                log.error("batches_not_started", folder=str(self._folder.path), why=str(error))
                 code, started = 1, time.monotonic()
             pause_s = (
                 FIRST_PAUSE_S if time.monotonic() - started > LONGEST_PAUSE_S else min(2 * pause_s, LONGEST_PAUSE_S)
@@ -61,7 +61,7 @@ class BatchWorker:
                 return
 
     def _run(self) -> int:
-        """Run a batch worker until it ends; return its code."""
+        """Run a batch worker until it exits; return its exit code."""
         command = [sys.executable, "-m", "cortex.router.batches.worker"]
         watched = [sys.executable, "-m", "cortex.platform.process.parent_death", str(os.getpid())]
         environment = {k: v for k, v in os.environ.items() if k != "NOTIFY_SOCKET"} | encode_env(self._settings)

@@ -15,18 +15,18 @@ SWEEP_S = 60.0
 
 
 class FileSweeper:
-    """Sweeps while the router runs. Several routers may sweep one folder: what is gone already is skipped."""
+    """Sweeps while the router runs. Several routers may sweep one folder; files that are gone are skipped."""
 
     def __init__(self, folder: Folder, calls: FolderCalls) -> None:
         self._folder, self._calls = folder, calls
 
     async def run(self) -> None:
-        """Sweep now and then, until cancelled."""
+        """Sweep every `SWEEP_S`, until cancelled."""
         while True:
             try:
                 number = await self._calls.call(self._folder.sweep, time.time())
                 if number:
                     log.info("files_expired", number=number)
             except RequestError:
-                pass  # logged; the next sweep tries again
+                pass  # logged by FolderCalls; the next sweep tries again
             await asyncio.sleep(SWEEP_S)

@@ -1,6 +1,6 @@
-"""Reads a file out of a form, `multipart/form-data`, as it arrives: `feed()` and `close()`, no async.
+"""An incremental parser of the file in a `multipart/form-data` form, without I/O: `feed()` and `close()`.
 
-The file's bytes are returned in pieces, for the caller to write; other fields are small and stay in memory.
+The file's bytes are returned in pieces for the caller to write; other fields are small and stay in memory.
 """
 
 from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser, parse_options_header
@@ -42,7 +42,7 @@ class Upload:
                 elif self._segment is not None and self._segment.name == "file":
                     self.size += len(event)
                     if self.size > self._most:
-                        text = f"the file exceeds {self._most >> 20} MiB, [gateway] file_max_mb of this router"
+                        text = f"the file exceeds {self._most >> 20} MiB ([gateway] file_max_mb)"
                         raise BadRequest(text, kind=Kind.BODY_TOO_BIG)
                     pieces.append(bytes(event))
                 else:
@@ -58,9 +58,9 @@ class Upload:
         try:
             self._parser.close()
         except MultipartError as error:
-            raise BadRequest(f"the form is not complete: {error}") from None
+            raise BadRequest(f"the form is incomplete: {error}") from None
         if not self._has_file:
-            raise BadRequest("the form has no field `file` with a file", param="file")
+            raise BadRequest("the form has no field `file`", param="file")
 
     def _begin(self, segment: MultipartSegment) -> None:
         self._segment, self._value = segment, b""

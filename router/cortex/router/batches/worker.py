@@ -1,11 +1,11 @@
-"""The batch worker: a process that a router starts when there is an open batch, and that ends when there is none.
+"""The batch worker: a process that a router starts when there is an open batch, and that exits when there is none.
 
-It takes the folder's lock, puts one job into the RQ queue of its host and works on it; the job is the engine. A job may
-be killed at any time and is run again, like a download. It ends with its worker, and the worker with its router.
+It takes the folder's lock, enqueues one job in the RQ queue of its host and works on it; the job is the engine. A job
+may be killed at any time and is run again, like a download. It ends with its worker, and the worker with its router.
 
-- The lock allows one batch worker per folder, so a job that RQ calls started is one of a dead worker: it is left alone.
-- A job is always `run`, whatever Redis holds, so that write access to Redis does not run programs.
-- While Redis is away no batch runs: limits and usage could not be counted.
+- The lock allows one batch worker per folder, so a job that RQ lists as started is that of a dead worker: ignore it.
+- A job is always `run`, whatever Redis contains, so write access to Redis does not allow running programs.
+- While Redis is away no batch runs, because limits and usage could not be counted.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ FAILED_TTL_S = 3600
 
 
 class _Worker(Worker):
-    """RQ's worker, which ends its job at once at TERM: the next one goes on."""
+    """RQ's worker, which kills its job at once at TERM; the next worker continues the batches."""
 
     def request_stop(self, signum: Any, frame: Any) -> None:
         if self.horse_pid:
@@ -54,7 +54,7 @@ def main() -> None:
     try:
         with _lock(folder.path / "lock"), contextlib.closing(redis_clients.client(settings.redis_url, None)) as client:
             queue = Queue(name, connection=client, job_class=job.RunJob, serializer=JSONSerializer)
-            queue.empty()  # type: ignore[no-untyped-call]  # of what dead workers left
+            queue.empty()  # type: ignore[no-untyped-call]  # jobs of dead workers
             id = f"batches-{os.getpid()}-{int(time.time())}"
             queue.enqueue(job.run, job_id=id, job_timeout=-1, result_ttl=0, failure_ttl=FAILED_TTL_S)
             worker = _Worker([queue], f"{name}:{id}", connection=client, job_class=job.RunJob, worker_ttl=WORKER_TTL_S)

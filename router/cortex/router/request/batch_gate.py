@@ -1,13 +1,13 @@
 """Decides when a line of a batch may run, and ends lines whose place a request needs.
 
-Lines never wait in the router and count in no queue: one that may not run now is refused, and its batch worker sends it
-again. So all requests that wait here are somebody's who waits for an answer, and a batch stands behind them all:
+Lines never wait in the router and are in none of its queues: a line that may not run now is refused, and its batch
+worker sends it again. Every request that waits here is therefore interactive, and precedes all batches:
 
-- it fills the places of ready instances, half of them where requests are in flight too;
-- it starts a cold function only while no request waits for room anywhere, and has nothing evicted for it that was used
-  within `[gateway] batch_quiet_s`;
-- lines without an answer are ended when a request has to queue for their instance, when an instance closes for another
-  function's turn, and when requests wait for a function that has no room.
+- lines take the free places of ready instances, but only half of the places while interactive requests are in flight;
+- they start a cold function only while no interactive request waits, and evict no instance that was used within
+  `[gateway] batch_quiet_s`;
+- lines whose answer has not begun are ended when an interactive request has to queue at their instance, when the
+  instance closes to make room, and when interactive requests wait for a function that has no room.
 """
 
 import asyncio
@@ -31,8 +31,9 @@ log = structlog.get_logger()
 
 LOOK_S = 0.5
 START_S = 5.0
-"""Between two attempts to start a function for batches."""
+"""Minimum time between two attempts to start a function for batches."""
 MOST_STARTS = 1000
+"""Functions that lines wait for at a time."""
 
 
 class Line(Protocol):
@@ -56,30 +57,30 @@ class BatchGate:
     def admit(self, target: Target) -> None:
         """Let a line board an instance of its function now. Raises BatchWaits:
 
-        (1) requests wait for the function, or for room;
-        (2) an instance has a place;
-        (3) all places are taken;
-        (4) it is starting;
-        (5) it is cold, and requests wait for other starts;
-        (6) it is cold: start it, if it fits.
+        (1) interactive requests wait for the function, or for room: refuse;
+        (2) an instance has a free place: admit;
+        (3) all places are taken: refuse;
+        (4) the function is starting: refuse;
+        (5) it is cold, and interactive requests wait for other starts: refuse;
+        (6) it is cold: refuse, and start it if there is room.
         """
         function, view = target.base, self._view
         waiting = self._waiting()
         if function.id in waiting or self._without_room(waiting):  # (1)
-            raise BatchWaits("requests that are no batch's wait")
+            raise BatchWaits("interactive requests are waiting")
         ready = view.ready(function.id, target.revision)
         if any(self._has_place(target, instance) for instance in ready):  # (2)
             return
         if ready:  # (3)
-            raise BatchWaits(f"every place at '{function.id}' is taken")
+            raise BatchWaits(f"all places at '{function.id}' are taken")
         if any(i.is_coming for i in self._instances(function.id)):  # (4)
             raise BatchWaits(f"'{function.id}' is starting", retry_after=2)
         if waiting:  # (5)
-            raise BatchWaits("requests that are no batch's wait for a start", retry_after=2)
+            raise BatchWaits("interactive requests wait for a start", retry_after=2)
         if len(self._wanted) < MOST_STARTS:  # (6)
             self._wanted[function.id] = target
             self._wake.set()
-        raise BatchWaits(f"'{function.id}' is cold; it starts when it fits beside what is in use", retry_after=2)
+        raise BatchWaits(f"'{function.id}' is cold; it starts when there is room beside what is in use", retry_after=2)
 
     def enter(self, line: Line, instance: str) -> None:
         """Count a line at an instance."""
@@ -98,12 +99,12 @@ class BatchGate:
         """End a line at an instance, because a request queues there."""
         for line, at in self._lines.items():
             if at == instance:
-                line.give_way(BatchWaits("a request that is no batch's needs the place"))
+                line.give_way(BatchWaits("an interactive request needs the place"))
                 return
 
     async def watch(self) -> None:
-        """End lines that others need the room of, until cancelled. A function that lacks room at two looks in a row
-        does so: at one alone its start may just be under way."""
+        """End lines whose room others need, until cancelled. A function counts as one without room when it is so at two
+        looks in a row, as its start may be about to begin at the first."""
         before: frozenset[str] = frozenset()
         while True:
             await asyncio.sleep(LOOK_S)
@@ -113,7 +114,9 @@ class BatchGate:
             lacking = self._without_room(self._waiting())
             for line, instance in list(self._lines.items()):
                 if lacking & before or self._view.is_closing(instance):
-                    line.give_way(BatchWaits("a function that requests wait for needs the room", retry_after=2))
+                    line.give_way(
+                        BatchWaits("interactive requests wait for a function that needs the room", retry_after=2)
+                    )
             before = lacking
 
     async def start(self) -> None:
@@ -147,7 +150,7 @@ class BatchGate:
         return frozenset(self._in_flight.counts()[1]) | self._view.waited_for()
 
     def _without_room(self, waiting: frozenset[str]) -> frozenset[str]:
-        """Return those of them that have no instance and none on its way."""
+        """Return those of the functions that have no instance, ready or starting."""
         return frozenset(
             f for f in waiting if not any(i.is_coming or i.state is State.READY for i in self._instances(f))
         )

@@ -19,7 +19,7 @@ from cortex.router.routes.files import check_space, page
 
 Http = Request[Any, Any, Any]
 MOST_OPEN = 100
-"""Batches of a key that have not ended."""
+"""Maximum number of open batches of a key."""
 Limit = Annotated[int, Parameter(ge=1, le=100)]
 Metadata = Annotated[
     dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)
@@ -44,10 +44,10 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
 
     @post("/v1/batches", status_code=200, opt={"needs": "inference", "body": NewBatch})
     async def make(request: Http) -> dict[str, Any]:
-        """Have the lines of a file sent, when nothing else needs the hosts."""
+        """Create a batch from a file. Its lines run when nothing else needs the hosts."""
         new, who, now = read(await request.body(), NewBatch), caller(request), time.time()
         if new.endpoint not in ENDPOINTS:
-            raise BadRequest(f"`endpoint` is one of {', '.join(ENDPOINTS)}", param="endpoint")
+            raise BadRequest(f"`endpoint` must be one of {', '.join(ENDPOINTS)}", param="endpoint")
         file = await calls.call(folder.file, who.id, new.input_file_id)
         if file is None:
             raise FileNotStored(new.input_file_id)
@@ -82,7 +82,7 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
 
     @post("/v1/batches/{id:str}/cancel", status_code=200, opt={"needs": "inference"})
     async def cancel(request: Http, id: str) -> dict[str, Any]:
-        """Cancel a batch. What has an answer keeps it."""
+        """Cancel a batch. Lines with results keep them."""
         return openai_batch(await cancelled(folder, calls, await own(request, id)))
 
     @get("/admin/batches", opt={"needs": "status"})
@@ -111,14 +111,14 @@ async def batch_of(folder: Folder, calls: FolderCalls, key: str, id: str) -> Bat
 
 
 async def cancelled(folder: Folder, calls: FolderCalls, batch: Batch) -> Batch:
-    """Have a batch cancelled; return it. One that has ended stays as it is."""
+    """Request the cancellation of a batch and return it. One that has ended does not change."""
     if batch.status.is_open:
         await calls.call(folder.request_cancel, batch)
     return await batch_of(folder, calls, batch.key, batch.id)
 
 
 async def check_open(folder: Folder, calls: FolderCalls, key: str) -> None:
-    """Raise TooManyBatches for a key that has `MOST_OPEN` open ones."""
+    """Raise TooManyBatches for a key that has `MOST_OPEN` open batches."""
     names = await calls.call(folder.open_batches)
     if sum(owner == key for owner, _ in names) >= MOST_OPEN:
         raise TooManyBatches(MOST_OPEN)

@@ -1,4 +1,4 @@
-"""`/v1/files`: a key's files, in the form of OpenAI's API. They are read by batches and written by their ends."""
+"""`/v1/files`: a key's files, in the form of OpenAI's API: the input and the results of batches."""
 
 import asyncio
 import time
@@ -37,7 +37,7 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
 
     @post("/v1/files", status_code=200, opt={"needs": "inference"}, request_max_body_size=None)
     async def upload(request: Http) -> dict[str, Any]:
-        """Store a file: a form with `purpose`, which is `batch`, and `file`."""
+        """Store a file. The form has the fields `purpose`, which is `batch`, and `file`."""
         key, now = caller(request).id, time.time()
         size = request.headers.get("content-length", "")
         await check_space(folder, calls, key, gateway, (int(size) if size.isdecimal() else 0) - PIECE)
@@ -46,7 +46,7 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
         try:
             await _receive(request, form, file, calls)
             if form.fields.get("purpose") != PURPOSE:
-                raise BadRequest(f"`purpose` has to be `{PURPOSE}`", param="purpose")
+                raise BadRequest(f"`purpose` must be `{PURPOSE}`", param="purpose")
             entry = StoredFile(
                 id=new_id("file-", now),
                 key=key,
@@ -56,7 +56,7 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
                 created=now,
                 expires=now + _ttl_s(form.fields, gateway.batch_ttl_s),
             )
-            await check_space(folder, calls, key, gateway, form.size)  # others may have arrived meanwhile
+            await check_space(folder, calls, key, gateway, form.size)  # other uploads may have completed meanwhile
             await calls.call(folder.add_file, entry, path)
         finally:
             await asyncio.shield(calls.call(discard, file, path))
@@ -84,7 +84,7 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
 
     @delete("/v1/files/{id:str}", status_code=200, opt={"needs": "inference"})
     async def remove(request: Http, id: str) -> dict[str, Any]:
-        """Delete a file. A batch that reads it goes on."""
+        """Delete a file. A batch that reads it continues."""
         file = await stored(request, id)
         await calls.call(folder.remove_file, file.key, file.id)
         return {"id": file.id, "object": "file", "deleted": True}
@@ -100,7 +100,7 @@ async def check_space(folder: Folder, calls: FolderCalls, key: str, gateway: Gat
 
 
 def page(entries: Iterable[dict[str, Any]], after: str, limit: int) -> dict[str, Any]:
-    """Return a page of a list: the entries after one, by its id, at most `limit`."""
+    """Return a page of a list: at most `limit` entries after the one with the id `after`."""
     rest = list(entries)
     if after:
         ids = [e["id"] for e in rest]
@@ -153,10 +153,12 @@ def discard(file: BinaryIO, path: Path) -> None:
 
 
 def _ttl_s(fields: dict[str, str], most: float) -> float:
-    """Return how long a file is kept: `expires_after[seconds]`, if that is less than the setting."""
+    """Return the lifetime of a file: `expires_after[seconds]`, at most the setting `most`."""
     seconds = fields.get("expires_after[seconds]", "")
     if not seconds:
         return most
     if not seconds.isdecimal() or int(seconds) < SHORTEST_TTL_S:
-        raise BadRequest(f"`expires_after[seconds]` is a number from {SHORTEST_TTL_S} on", param="expires_after")
+        raise BadRequest(
+            f"`expires_after[seconds]` must be a number of at least {SHORTEST_TTL_S}", param="expires_after"
+        )
     return min(most, float(seconds))

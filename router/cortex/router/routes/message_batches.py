@@ -1,4 +1,4 @@
-"""`/v1/messages/batches`: a key's batches in the form of Anthropic's API. They run like all others."""
+"""`/v1/messages/batches`: a key's batches, in the form of Anthropic's API."""
 
 import asyncio
 import time
@@ -53,7 +53,7 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
 
     @post("/v1/messages/batches", status_code=200, opt={"needs": "inference", "body": NewMessageBatch})
     async def make(request: Http) -> dict[str, Any]:
-        """Have requests sent, when nothing else needs the hosts."""
+        """Create a batch of requests, which run when nothing else needs the hosts."""
         new, who, now = read(await request.body(), NewMessageBatch), caller(request), time.time()
         _check(new, gateway.batch_max_lines)
         await check_open(folder, calls, who.id)
@@ -103,7 +103,7 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
 
     @get("/v1/messages/batches/{id:str}/results", opt={"needs": "inference"})
     async def results(request: Http, id: str) -> Stream:
-        """Return the results of a batch that has ended, a line each."""
+        """Return the results of a batch that has ended, one JSON object a line."""
         batch = await own(request, id)
         if not batch.ended:
             raise BadRequest(f"the batch {id} has not ended: its results exist when `processing_status` is `ended`")
@@ -111,7 +111,7 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
 
     @post("/v1/messages/batches/{id:str}/cancel", status_code=200, opt={"needs": "inference"})
     async def cancel(request: Http, id: str) -> dict[str, Any]:
-        """Cancel a batch. What has an answer keeps it."""
+        """Cancel a batch. Requests with results keep them."""
         return shown(request, await cancelled(folder, calls, await own(request, id)))
 
     @delete("/v1/messages/batches/{id:str}", status_code=200, opt={"needs": "inference"})
@@ -127,13 +127,13 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
 
 
 def _check(new: NewMessageBatch, most: int) -> None:
-    """Raise BadRequest for too many requests, and for an id that two of them have."""
+    """Raise BadRequest for too many requests, or for two with the same id."""
     if len(new.requests) > most:
-        raise BadRequest(f"a batch may have {most} requests", param="requests")
+        raise BadRequest(f"a batch may have {most} requests ([gateway] batch_max_lines)", param="requests")
     ids: set[str] = set()
     for number, request in enumerate(new.requests):
         if request.custom_id in ids:
-            text = f"custom_id {request.custom_id!r} is that of an earlier request"
+            text = f"an earlier request has the same custom_id {request.custom_id!r}"
             raise BadRequest(text, param=f"requests.{number}.custom_id")
         ids.add(request.custom_id)
 
