@@ -81,7 +81,7 @@ def test_the_command_lists_changes_by_a_router_and_by_the_record(keyed: Keyed) -
     assert [row[1:3] for row in rows] == [["key", "revoke"], ["key", "new"]]
     assert [e["what"] for e in direct if e["target"] == "direct"] == ["key new"]
     assert "@" in direct[0]["address"]
-    assert none.stdout.startswith("No entries")
+    assert none.stdout.startswith("No matching entries")
 
 
 def test_the_command_refuses_a_bad_time_and_a_key_without_the_right(keyed: Keyed) -> None:

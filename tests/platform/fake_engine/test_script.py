@@ -99,6 +99,7 @@ def test_requests_are_listed_without_their_content(worker: Worker) -> None:
             "prompt_tokens": 2,
             "traceparent": "",
             "tokens": 16,
+            "received": 0,
             "outcome": "finished",
         }
     ]

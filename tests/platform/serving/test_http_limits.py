@@ -14,7 +14,8 @@ from cortex.platform.serving.connections import Connections
 from cortex.platform.serving.http_limits import LimitedProtocol
 from tests.support.stack import free_port
 
-LONG = b"x" * 4_000_000
+LONG = b"x" * 32_000_000
+"""More than the kernel holds for both ends of a connection."""
 
 
 class Quick(LimitedProtocol):
