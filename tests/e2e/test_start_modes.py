@@ -127,6 +127,7 @@ def test_a_request_gets_a_fast_start_and_a_full_one_takes_its_place_under_load(f
     assert "beside it, in free room" in history
 
 
+@pytest.mark.long
 def test_the_next_agent_goes_on_with_a_full_start(fleet: Fleet) -> None:
     first = served(fleet, "f")
     full = successor(fleet, "f")

@@ -234,6 +234,7 @@ def test_the_next_agent_wakes_a_worker_that_an_earlier_one_put_to_sleep(fleet: F
     assert fleet.spawned() - before == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ends", [True, False])
 def test_an_agent_killed_while_it_parks_leaves_a_worker_that_sleeps_or_is_stopped(fleet: Fleet, ends: bool) -> None:
     _, pid = served(fleet, "held")
