@@ -67,7 +67,9 @@ def serving(log: Path, *flags: str | Path) -> Iterator[Server]:
         )
     try:
         url = until(address)[1]
-        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=20) as client:
+        # The server may close a connection after an answer without announcing it: none is used twice.
+        limits, headers = httpx.Limits(max_keepalive_connections=0), {"Authorization": f"Bearer {KEY}"}
+        with httpx.Client(base_url=url, headers=headers, timeout=20, limits=limits) as client:
             yield Server(process, log, client)
     finally:
         process.kill()
