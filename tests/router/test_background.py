@@ -15,8 +15,9 @@ from cortex.functions.catalogue import Catalogue
 from cortex.platform import clock, log
 from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
+from cortex.platform.fleet import Fleet
 from cortex.platform.in_flight import InFlight
-from cortex.platform.record import Fleet, RouterReport
+from cortex.platform.record import RouterReport
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.settings import Log
 from cortex.router.background import Reporter, Sweeper

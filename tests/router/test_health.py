@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from cortex.functions.catalogue import Catalogue
 from cortex.platform.faults import Fault, Faults
-from cortex.platform.record import Fleet, SilentHost
+from cortex.platform.fleet import Fleet, SilentHost
 from cortex.platform.registry import Registry
 from cortex.router.api_types import BackgroundFault, Health, HostSilence, NodeCount
 from cortex.router.fleet_view import FleetView

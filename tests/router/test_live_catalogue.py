@@ -9,7 +9,8 @@ from typing import Any, cast
 import pytest
 
 from cortex.platform.api_keys import Principal
-from cortex.platform.record import Fleet, HostRecord
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import HostRecord
 from cortex.router.activation.agents import Agents
 from cortex.router.background import Sweeper
 from cortex.router.fleet_view import FleetView

@@ -8,7 +8,8 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.platform.agent_messages import Accepted
-from cortex.platform.record import Fleet, HostRecord, Override
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import HostRecord, Override
 from cortex.platform.registry import Registry
 from cortex.router.activation.agents import AgentUnavailable
 from cortex.router.errors import BadRequest, NoCapacity

@@ -8,7 +8,8 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import revision
-from cortex.platform.record import Fleet, HostRecord, Instance
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import HostRecord, Instance
 from cortex.platform.registry import Registry
 from cortex.router.fleet_view import MISSES_TO_DROP, FleetView
 from cortex.router.silence import MOST_SILENT, REMEMBER_S, silent_hosts, without

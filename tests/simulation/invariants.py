@@ -15,7 +15,8 @@ from cortex.functions.lifecycle import LIVE, PARKED, State
 from cortex.functions.spec import revision
 from cortex.platform import registry
 from cortex.platform.agent_messages import Accepted, Ensure, Rejected
-from cortex.platform.record import HostRecord, Instance, Tier, use
+from cortex.platform.fleet import use
+from cortex.platform.record import HostRecord, Instance, Tier
 from cortex.platform.record_codec import decoded
 from cortex.platform.scheduling.parking import is_leaving
 from cortex.platform.scheduling.placement import NoRoom, need, place

@@ -10,7 +10,8 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import PARKED
 from cortex.platform.agent_messages import Accepted, Ensure, Rejected
-from cortex.platform.record import Fleet, Instance
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import Instance
 from cortex.platform.registry import RecordUnavailable
 from cortex.platform.scheduling import parking, placement
 from cortex.platform.scheduling.effects import Decision, Effect

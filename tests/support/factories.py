@@ -5,7 +5,8 @@ from typing import Any
 import tests.support  # noqa: F401  (makes property tests repeatable)
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine, Function, revision
-from cortex.platform.record import Device, Fleet, HostRecord, Instance, ProcessId, RouterReport
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import Device, HostRecord, Instance, ProcessId, RouterReport
 from cortex.platform.scheduling.placement import Need
 
 HOST = "host-a"

@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Accepted, Ensure, PlacementPlan, Rejected
-from cortex.platform.record import FailureKind, Fleet, HostRecord, Instance, ProcessId, Tier
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import FailureKind, HostRecord, Instance, ProcessId, Tier
 from cortex.platform.scheduling import events
 from cortex.platform.scheduling.effects import Answer, Decision, Effect, Ending, Look
 from cortex.platform.scheduling.event_log import EventLog

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from cortex.platform import metrics
+from cortex.platform.fleet import Fleet, use
 from cortex.platform.meter import Count
-from cortex.platform.record import Device, Fleet, HostRecord, use
+from cortex.platform.record import Device, HostRecord
 
 
 def fleet_gauges(fleet: Fleet, jobs: Mapping[tuple[str, str], int], now: float) -> Iterable[Count]:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cortex.platform import clock
-from cortex.platform.record import KeepAlive, RouterReport, ShareUse, used_function, used_instance
+from cortex.platform.fleet import used_function, used_instance
+from cortex.platform.record import KeepAlive, RouterReport, ShareUse
 
 MOST_KEEPING = 10_000
 """Instances with a `keep_alive` of a request."""

@@ -14,9 +14,10 @@ import msgspec
 
 from cortex.platform import clock
 from cortex.platform.decisions import DecisionRecord, from_fields, to_fields
+from cortex.platform.fleet import Fleet
 from cortex.platform.key_record import KeyRecord
 from cortex.platform.meter import Snapshot
-from cortex.platform.record import Death, Fleet, HostRecord, Namesake, Override, RouterReport
+from cortex.platform.record import Death, HostRecord, Namesake, Override, RouterReport
 from cortex.platform.record_codec import (
     decoded,
     host_record,

@@ -14,8 +14,9 @@ from msgspec.structs import replace
 from cortex.functions.lifecycle import State
 from cortex.platform import clock
 from cortex.platform.faults import Faults
+from cortex.platform.fleet import used_instance
 from cortex.platform.in_flight import InFlight
-from cortex.platform.record import Instance, used_instance
+from cortex.platform.record import Instance
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.serving import systemd
 from cortex.router.activation.activator import Activator

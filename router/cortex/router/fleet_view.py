@@ -14,18 +14,9 @@ from msgspec.structs import replace
 from cortex.functions.capabilities import ModelProfile
 from cortex.functions.lifecycle import State
 from cortex.platform import clock
+from cortex.platform.fleet import Fleet, newest_uses, shifted_fleet, use
 from cortex.platform.in_flight import InFlight
-from cortex.platform.record import (
-    Death,
-    Failure,
-    Fleet,
-    HostRecord,
-    Instance,
-    ShareUse,
-    newest_uses,
-    shifted_fleet,
-    use,
-)
+from cortex.platform.record import Death, Failure, HostRecord, Instance, ShareUse
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.router.instance_index import InstanceIndex
 from cortex.router.silence import silent_hosts, without

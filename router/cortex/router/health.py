@@ -3,7 +3,7 @@
 import math
 
 from cortex.platform.faults import Fault, Faults
-from cortex.platform.record import Fleet
+from cortex.platform.fleet import Fleet
 from cortex.platform.registry import Registry
 from cortex.router.api_types import BackgroundFault, Health, HostSilence, NodeCount
 from cortex.router.fleet_view import FleetView

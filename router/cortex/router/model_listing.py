@@ -15,7 +15,8 @@ from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import State
 from cortex.functions.memo import Memo
 from cortex.functions.spec import Function
-from cortex.platform.record import Failure, Fleet, Instance
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import Failure, Instance
 from cortex.platform.scheduling.placement import Need, misfit, need
 from cortex.router.model_description import abilities
 from cortex.router.request.model_traits import known_models

@@ -10,7 +10,8 @@ from collections.abc import Collection, Mapping
 from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
-from cortex.platform.record import Fleet, HostRecord, SilentHost
+from cortex.platform.fleet import Fleet, SilentHost
+from cortex.platform.record import HostRecord
 
 REMEMBER_S = 6 * 3600.0
 """Maximum time for which a silent host is remembered."""

@@ -1,7 +1,8 @@
 """Small functions are moved together so that one over several devices fits, and requests are served meanwhile."""
 
 from cortex.functions.lifecycle import State
-from cortex.platform.record import Fleet, Instance, RouterReport, Use
+from cortex.platform.fleet import Fleet, Use
+from cortex.platform.record import Instance, RouterReport
 from cortex.platform.scheduling.defrag import consolidate
 from cortex.platform.scheduling.effects import Look, Spawn, Stop
 from cortex.platform.scheduling.saved_state import LocalWeights

@@ -5,7 +5,8 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.platform.agent_messages import Accepted, Rejected
-from cortex.platform.record import Fleet, Instance
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import Instance
 from cortex.platform.scheduling.effects import Decision, Effect, Fetch, Look, Reclaim, Stop
 from cortex.platform.scheduling.reconcile import LOOK_AGAIN_S, OVERDUE_S
 from cortex.platform.scheduling.reports import SILENT_S

@@ -9,7 +9,8 @@ from cortex.functions.launch import StartMode
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Start, revision
 from cortex.platform.agent_messages import Accepted
-from cortex.platform.record import DrainReason, HostRecord, Tier, used_instance
+from cortex.platform.fleet import used_instance
+from cortex.platform.record import DrainReason, HostRecord, Tier
 from cortex.platform.scheduling.effects import Spawn, Stop
 from cortex.platform.scheduling.ledger import Entry, StartTimes
 from cortex.platform.scheduling.upgrades import LONG_IDLE_S, QUIET_S, STEADY_S

@@ -8,7 +8,8 @@ from msgspec.structs import replace
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import revision
 from cortex.platform.agent_messages import Accepted
-from cortex.platform.record import FailureKind, Fleet, Silence
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import FailureKind, Silence
 from cortex.platform.scheduling.effects import Prove, Reclaim, Spawn, Stop
 from cortex.platform.scheduling.ledger import Entry, Reading
 from cortex.platform.scheduling.saved_state import LocalWeights

@@ -12,8 +12,9 @@ from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function, revision
 from cortex.platform import clock
 from cortex.platform.agent_messages import Accepted, Ensure, Rejected
+from cortex.platform.fleet import Fleet
 from cortex.platform.in_flight import InFlight
-from cortex.platform.record import FailureKind, Fleet, HostRecord, InLine, Instance, Tier
+from cortex.platform.record import FailureKind, HostRecord, InLine, Instance, Tier
 from cortex.platform.registry import Registry
 from cortex.platform.scheduling.failures import Failures, Incident, evidence_in
 from cortex.platform.scheduling.placement import When

@@ -5,7 +5,8 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
-from cortex.platform.record import DrainReason, Fleet, Instance, SilentHost, Tier
+from cortex.platform.fleet import Fleet, SilentHost
+from cortex.platform.record import DrainReason, Instance, Tier
 from cortex.router.activation.scaling import PATIENCE_S, Cause, Scaling, Want
 from tests.support.factories import a_fleet, a_function, a_host, a_report, an_instance
 

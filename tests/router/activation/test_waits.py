@@ -3,7 +3,8 @@
 import pytest
 from msgspec.structs import replace
 
-from cortex.platform.record import Fleet, HostRecord, InLine
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import HostRecord, InLine
 from cortex.router.activation.waits import ready_in_s, waits
 from tests.support.factories import a_host, an_instance
 

@@ -13,9 +13,10 @@ from msgspec.structs import replace
 from cortex.functions.lifecycle import State
 from cortex.platform import metrics
 from cortex.platform.api_keys import ApiKey, Scope, principal
+from cortex.platform.fleet import Fleet
 from cortex.platform.fleet_gauges import fleet_gauges
 from cortex.platform.meter import Meter
-from cortex.platform.record import Failure, Fleet
+from cortex.platform.record import Failure
 from cortex.platform.settings import Gateway, Redis, Settings
 from cortex.router.access.keyring import KeyRing
 from cortex.router.metrics.server import MetricsServer, metrics_token, rejection

@@ -4,7 +4,8 @@ from typing import Any
 
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.spec import Function, revision
-from cortex.platform.record import Fleet, HostRecord, RouterReport
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import HostRecord, RouterReport
 from cortex.router.overview.snapshot import FleetSnapshot
 
 NOW = 10_000.0

@@ -6,8 +6,9 @@ from typing import Any, cast
 import pytest
 
 from cortex.functions.lifecycle import State
+from cortex.platform.fleet import Fleet
 from cortex.platform.in_flight import InFlight
-from cortex.platform.record import Fleet, Instance
+from cortex.platform.record import Instance
 from cortex.router.activation.activator import Activator
 from cortex.router.errors import BatchWaits, RequestError
 from cortex.router.fleet_view import FleetView

@@ -13,8 +13,9 @@ from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine, Function, revision
 from cortex.platform.agent_messages import Accepted, Ensure, Rejected
 from cortex.platform.api_keys import LOCAL, Principal, Priority, anonymous
+from cortex.platform.fleet import Fleet
 from cortex.platform.in_flight import InFlight
-from cortex.platform.record import Death, Fleet, HostRecord, Instance
+from cortex.platform.record import Death, HostRecord, Instance
 from cortex.platform.registry import Registry
 from cortex.platform.scheduling.failures import Failures, Incident
 from cortex.platform.scheduling.ledger import Entry

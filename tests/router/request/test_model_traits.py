@@ -9,7 +9,8 @@ import pytest
 from cortex.functions.capabilities import Cost, ModelProfile, Sampling, Template
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.spec import Engine, Function
-from cortex.platform.record import Fleet, Instance
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import Instance
 from cortex.router.dialects.chat.request import read as read_chat
 from cortex.router.dialects.core.errors import BadRequest
 from cortex.router.dialects.core.traits import Traits

@@ -11,8 +11,8 @@ from aiohttp import web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cortex.platform.fleet import Fleet
 from cortex.platform.keys import FleetToken, host_token, worker_key
-from cortex.platform.record import Fleet
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.router.dialects.core.errors import BadAnswer
 from cortex.router.fleet_view import FleetView

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from cortex.functions.catalogue import read
 from cortex.functions.spec import Engine, Function
 from cortex.platform.api_keys import Principal, Priority
+from cortex.platform.fleet import Fleet, used_function
 from cortex.platform.in_flight import InFlight
-from cortex.platform.record import Fleet, Override, ShareUse, used_function
+from cortex.platform.record import Override, ShareUse
 from cortex.router.dialects.core.errors import Dialect
 from cortex.router.dialects.dialect import read_request
 from cortex.router.errors import FunctionNotFound, QueueFull

@@ -7,7 +7,7 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from cortex.platform.record import Fleet
+from cortex.platform.fleet import Fleet
 from cortex.router.overview.worker_logs import WorkerLogs
 from cortex.router.status import logs
 from tests.support.factories import a_function, a_host, an_instance

@@ -7,7 +7,8 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import revision
-from cortex.platform.record import Failure, Held, InLine, SilentHost
+from cortex.platform.fleet import SilentHost
+from cortex.platform.record import Failure, Held, InLine
 from cortex.platform.scheduling.ledger import Entry
 from cortex.router.api_types import DownloadView
 from cortex.router.overview.snapshot import Index

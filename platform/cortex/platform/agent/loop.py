@@ -34,11 +34,12 @@ from cortex.platform.agent_messages import DECIDE_S, Accepted, Ensure, Placement
 from cortex.platform.blocking_calls import NoAnswer
 from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
+from cortex.platform.fleet import Fleet
 from cortex.platform.host import devices, engines
 from cortex.platform.in_flight import InFlight
 from cortex.platform.keys import HostToken
 from cortex.platform.process.process_id import boot_id
-from cortex.platform.record import Fleet, Held, HostRecord, Instance
+from cortex.platform.record import Held, HostRecord, Instance
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.scheduling import events
 from cortex.platform.scheduling.effects import Answer, Decision, Effect, Ending

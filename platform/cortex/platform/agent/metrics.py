@@ -5,10 +5,10 @@ The metrics port of any router has the same for all hosts; this is for one host 
 
 from cortex.platform import metrics
 from cortex.platform.agent.loop import Agent
+from cortex.platform.fleet import Fleet
 from cortex.platform.fleet_gauges import fleet_gauges
 from cortex.platform.meter import Count, Snapshot, added
 from cortex.platform.meter import text as exposition
-from cortex.platform.record import Fleet
 
 
 def text(agent: Agent) -> bytes:

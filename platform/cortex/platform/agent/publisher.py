@@ -10,7 +10,8 @@ from msgspec.structs import replace
 from cortex.platform import clock
 from cortex.platform.agent.counts import AgentCounts
 from cortex.platform.decisions import DecisionRecord, inputs_of
-from cortex.platform.record import Fleet, HostRecord
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import HostRecord
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.scheduling.effects import Decision
 from cortex.platform.scheduling.reasons import DecisionKind

@@ -9,7 +9,8 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import PARKED, State, Step
 from cortex.functions.spec import Function
-from cortex.platform.record import DrainReason, FailureKind, Fleet, HostRecord, Instance, Tier
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import DrainReason, FailureKind, HostRecord, Instance, Tier
 from cortex.platform.scheduling.defrag import consolidate
 from cortex.platform.scheduling.eviction import protection
 from cortex.platform.scheduling.failures import Incident

@@ -9,7 +9,8 @@ from msgspec import Struct
 from cortex.functions.capabilities import ModelProfile
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Ensure
-from cortex.platform.record import Device, FailureKind, Fleet, Held, ProcessId, Tier
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import Device, FailureKind, Held, ProcessId, Tier
 from cortex.platform.scheduling.failures import Evidence
 from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.scheduling.saved_state import LocalWeights, SavedWorker

@@ -16,7 +16,8 @@ from msgspec.structs import replace
 
 from cortex.functions.launch import StartMode
 from cortex.functions.lifecycle import PARKED
-from cortex.platform.record import Device, Instance, Tier, used_instance
+from cortex.platform.fleet import used_instance
+from cortex.platform.record import Device, Instance, Tier
 
 GROWN = 1.05
 """Factor by which a reading must exceed the last one of the same start to be recorded: readings fluctuate."""

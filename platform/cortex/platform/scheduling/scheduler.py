@@ -13,7 +13,8 @@ from msgspec.structs import asdict, replace
 
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import PlacementPlan, Rejected
-from cortex.platform.record import Fleet, HostRecord, used_instance
+from cortex.platform.fleet import Fleet, used_instance
+from cortex.platform.record import HostRecord
 from cortex.platform.scheduling import events, requests, worker_events
 from cortex.platform.scheduling.effects import Answer, Effect
 from cortex.platform.scheduling.events import Event

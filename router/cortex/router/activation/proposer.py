@@ -14,8 +14,9 @@ from msgspec.structs import replace
 from cortex.functions.spec import Function
 from cortex.platform import clock
 from cortex.platform.agent_messages import Accepted, Ensure, PlacementPlan, Rejected
+from cortex.platform.fleet import use
 from cortex.platform.in_flight import InFlight
-from cortex.platform.record import Failure, use
+from cortex.platform.record import Failure
 from cortex.platform.scheduling.placement import Need, NoRoom, When, misfit, need, place
 from cortex.router.activation.agents import Agents, AgentUnavailable, AgentUnreachable
 from cortex.router.activation.load_balancing import HostOrder, candidates, hosts_to_ask, why_nowhere

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
-from cortex.platform.record import Fleet, Use, use
+from cortex.platform.fleet import Fleet, Use, use
 from cortex.platform.scheduling.placement import Placement, need, place
 from cortex.platform.scheduling.saved_state import LocalWeights
 

@@ -5,7 +5,8 @@ from math import ceil
 
 from msgspec import Struct
 
-from cortex.platform.record import Fleet, HostRecord, InLine
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import HostRecord, InLine
 
 
 class Wait(Struct, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 from cortex.functions.names import nearest
 from cortex.functions.spec import Function
-from cortex.platform.record import Fleet
+from cortex.platform.fleet import Fleet
 from cortex.router.activation.proposer import Proposer
 from cortex.router.errors import BadRequest, HostNotFound
 from cortex.router.live_catalogue import LiveCatalogue

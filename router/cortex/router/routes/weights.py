@@ -16,7 +16,8 @@ from cortex.functions.names import nearest
 from cortex.functions.spec import Function
 from cortex.platform import clock
 from cortex.platform.agent_messages import Remove, Stored
-from cortex.platform.record import HostRecord, use
+from cortex.platform.fleet import use
+from cortex.platform.record import HostRecord
 from cortex.platform.scheduling.placement import need
 from cortex.router import api_types as api
 from cortex.router.activation.agents import AgentRefused, Agents, AgentUnavailable
