@@ -17,7 +17,7 @@ from cortex.functions.launch.command import PLACEHOLDERS, has_placeholder, unkno
 from cortex.functions.names import did_you_mean, fault_in, nearest
 from cortex.functions.servers import server_of
 from cortex.functions.sources import DEMO, BadSource, source_of
-from cortex.functions.spec import Adapter, Engine, Function, Park, Start
+from cortex.functions.spec import SLEEPERS, Adapter, Engine, Function, Park, Start
 from cortex.functions.toml_lines import TomlLines
 
 _TYPES = {name: hint for name, hint in Function.__annotations__.items()}
@@ -32,8 +32,6 @@ _NOT_YET: dict[str, str] = {}
 """Keys that are accepted but have no effect yet, each with the reason."""
 _REPLACED = {"sleep": 'write park = "auto" or "sleep" for true, park = "stop" for false'}
 """Keys of earlier releases, with what to write instead."""
-_SLEEPERS = (Engine.VLLM, Engine.FAKE)
-"""Engines with a sleep mode."""
 
 
 class Problem(Struct, frozen=True, kw_only=True):
@@ -110,7 +108,7 @@ def notes(catalogue: Catalogue) -> list[str]:
     awake = [
         f'{f.id}: park = "sleep" is kept, but engine "{f.engine}" cannot sleep: its instances stop'
         for f in functions
-        if f.park is Park.SLEEP and f.engine not in _SLEEPERS
+        if f.park is Park.SLEEP and f.engine not in SLEEPERS
     ]
     weak = variants.weaker_wishes(catalogue.functions)
     one_set = [

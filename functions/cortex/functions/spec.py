@@ -36,6 +36,10 @@ class Engine(enum.StrEnum):
     FAKE = "fake"
 
 
+SLEEPERS = frozenset({Engine.VLLM, Engine.FAKE})
+"""Engines with a sleep mode: they can move their weights to RAM."""
+
+
 class Park(enum.StrEnum):
     """What an instance keeps when it leaves its devices: see `Tier` in the record."""
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from cortex.functions.lifecycle import PARKED, State
-from cortex.functions.spec import Engine, Function, Park
+from cortex.functions.spec import SLEEPERS, Engine, Function, Park
 from cortex.platform.fleet import Use
 from cortex.platform.record import HostRecord, Instance, Tier
 from cortex.platform.scheduling.ledger import Costs, Entry
@@ -48,8 +48,6 @@ _ALLOWED = {
     Park.FREEZE: (Tier.FREEZE,),
     Park.STOP: (),
 }
-_SLEEPERS = frozenset({Engine.VLLM, Engine.FAKE})
-"""Engines that can move their weights to RAM."""
 
 
 def tiers_of(
@@ -91,7 +89,7 @@ def _has_sleep_mode(instance: Instance, function: Function) -> bool:
     """Return whether an engine can sleep on an instance's devices: vLLM can on GPUs that NVML lists."""
     if function.engine is Engine.VLLM:
         return all(d.startswith("GPU-") for d in instance.devices)
-    return function.engine in _SLEEPERS
+    return function.engine in SLEEPERS
 
 
 def tier_from(instance: Instance, mildest: Tier) -> Tier:
