@@ -1,6 +1,5 @@
 """`cortex check`: validates a catalogue, and explains an entry of it."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -31,7 +30,7 @@ def check(file: Path, name: str, as_json: bool) -> None:
         text = text_files.read(file)
     except CatalogueError as error:
         if as_json:
-            click.echo(json.dumps({"file": str(file), "problems": [str(p) for p in error.problems]}))
+            echo_json({"file": str(file), "problems": [str(p) for p in error.problems]})
             sys.exit(exits.FAILED)
         raise exits.Failed(str(error), hint=f"{len(error.problems)} problems in {file}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -41,7 +40,7 @@ def check(file: Path, name: str, as_json: bool) -> None:
         return
     if as_json:
         counts = {"functions": len(catalogue.functions), "aliases": len(catalogue.aliases)}
-        click.echo(json.dumps({"file": str(file), "problems": [], "notes": list(notes(catalogue)), **counts}))
+        echo_json({"file": str(file), "problems": [], "notes": notes(catalogue), **counts})
         return
     for note in notes(catalogue):
         echo(f"note: {note}")

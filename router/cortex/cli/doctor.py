@@ -4,13 +4,11 @@
 """
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import rich_click as click
-from msgspec.structs import asdict
 
 from cortex.cli.checks.finding import Finding
 from cortex.cli.checks.fleet import check_functions, check_hosts, check_router
@@ -26,6 +24,7 @@ from cortex.cli.client import Router
 from cortex.cli.exits import FAILED, Failed
 from cortex.cli.local import state_dir
 from cortex.cli.tables import console
+from cortex.cli.visible import echo_json
 from cortex.platform import settings_file
 from cortex.platform.settings import SettingsError
 from cortex.router.api_types import HostView
@@ -40,7 +39,7 @@ def doctor(config: Path | None, as_json: bool) -> None:
     """Check settings, catalogue, Redis, agents, engines, clocks, ports, disks and permissions."""
     findings = list(run_checks(config))
     if as_json:
-        click.echo(json.dumps([asdict(f) for f in findings], indent=2))
+        echo_json(findings, indent=2)
     else:
         out = console()
         for f in findings:
