@@ -5,7 +5,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -234,14 +234,7 @@ class Router:
             size = len(head) + os.fstat(content.fileno()).st_size + len(tail)
             headers = {"content-type": f"multipart/form-data; boundary={mark}", "content-length": str(size)}
             pieces = itertools.chain([head], iter(lambda: content.read(1 << 20), b""), [tail])
-            try:
-                with self._connection.answer("POST", "/v1/files", pieces, timeout_s=600, headers=headers) as answer:
-                    received = answer.read()
-            except ERRORS as error:
-                raise self._unreachable(error) from None
-        if not _is_success(answer.status):
-            self._raise_error(answer.status, received)
-        return self._read(received, OwnFile)
+            return self._read(self._exchange("POST", "/v1/files", pieces, timeout_s=600, headers=headers), OwnFile)
 
     def new_batch(self, file: str, endpoint: str) -> OwnBatch:
         """Create a batch from a file."""
@@ -355,15 +348,27 @@ class Router:
 
     def _send(self, method: str, path: str, kind: type[T], body: object = None, *, timeout_s: float | None = None) -> T:
         """Send a request and return its answer."""
+        within_s = self._timeout_s if timeout_s is None else timeout_s
+        return self._read(self._exchange(method, path, _encode(body), timeout_s=within_s), kind)
+
+    def _exchange(
+        self,
+        method: str,
+        path: str,
+        body: bytes | Iterable[bytes] | None,
+        *,
+        timeout_s: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> bytes:
+        """Send a request and return the body of its answer."""
         try:
-            within_s = self._timeout_s if timeout_s is None else timeout_s
-            with self._connection.answer(method, path, _encode(body), timeout_s=within_s) as answer:
+            with self._connection.answer(method, path, body, timeout_s=timeout_s, headers=headers) as answer:
                 content = answer.read()
         except ERRORS as error:
             raise self._unreachable(error) from None
         if not _is_success(answer.status):
             self._raise_error(answer.status, content)
-        return self._read(content, kind)
+        return content
 
     def _read(self, content: bytes, kind: type[T]) -> T:
         try:
