@@ -107,9 +107,7 @@ def is_leaving(instance: Instance) -> bool:
 
 def admitted_mb(instance: Instance) -> int:
     """Return an instance's memory on each device that others cannot have; for one that leaves, what will stay."""
-    if not is_leaving(instance):
-        return instance.held_mb
-    if instance.parks_to is Tier.OTHER:
+    if not is_leaving(instance) or instance.parks_to is Tier.OTHER:
         return instance.held_mb
     return instance.parked_mb if instance.parks_to is Tier.SLEEP else 0
 
