@@ -45,7 +45,8 @@ class Fleet(Struct, frozen=True, kw_only=True):
 
     def record(self, host: str) -> HostRecord | None:
         """Return the record of a host, alive or silent."""
-        return next((h for h in self.records() if h.name == host), None)
+        silent = self.silent.get(host)
+        return self.hosts.get(host) or (silent.record if silent else None)
 
 
 KEEP_SLACK_S = 3.0

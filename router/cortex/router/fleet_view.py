@@ -141,11 +141,18 @@ class FleetView:
 
     def instance(self, instance: str) -> tuple[HostRecord, Instance] | None:
         """Return an instance and its host."""
-        for host in self.fleet.records():
-            for candidate in host.instances:
-                if candidate.id == instance:
-                    return host, candidate
-        return None
+        placed = self._index.placed(instance)
+        host = self.fleet.record(placed[1]) if placed else None
+        return next(((host, i) for i in host.instances if i.id == instance), None) if host else None
+
+    def of(self, function: str) -> list[Instance]:
+        """Return a function's instances that are ready or starting, on hosts that report."""
+        return [
+            instance
+            for host, instances in self._index.of(function).items()
+            for instance in instances
+            if host in self.fleet.hosts and (instance.state is State.READY or instance.is_coming)
+        ]
 
     def is_closing(self, instance: str) -> bool:
         """Whether an instance takes no new requests because it is another function's turn."""
@@ -154,11 +161,7 @@ class FleetView:
 
     def coming(self, function: str, revision: str) -> Instance | None:
         """Return an instance of a function's revision on its way up, on a host that reports."""
-        for host, instances in self._index.of(function).items():
-            for instance in instances:
-                if instance.revision == revision and instance.is_coming and host in self.fleet.hosts:
-                    return instance
-        return None
+        return next((i for i in self.of(function) if i.is_coming and i.revision == revision), None)
 
     def placed(self, instance: str) -> tuple[str, str] | None:
         """Return the function and the host of an instance in the record."""

@@ -6,7 +6,6 @@ from typing import Any, cast
 import pytest
 
 from cortex.functions.lifecycle import State
-from cortex.platform.fleet import Fleet
 from cortex.platform.in_flight import InFlight
 from cortex.platform.record import Instance
 from cortex.router.activation.activator import Activator
@@ -24,12 +23,14 @@ class View:
     """A fleet with these instances, and functions that requests wait for at other routers."""
 
     def __init__(self, *instances: Instance, waited_for: frozenset[str] = frozenset(), elsewhere: int = 0) -> None:
-        self.fleet = Fleet(hosts={"h": a_host(*instances)}, at=0.0)
         self._instances, self._waited_for, self._elsewhere = instances, waited_for, elsewhere
         self.closing: set[str] = set()
 
     def ready(self, function: str, revision: str) -> list[Instance]:
         return [i for i in self._instances if i.function == function and i.state is State.READY]
+
+    def of(self, function: str) -> list[Instance]:
+        return a_host(*self._instances).of(function)
 
     def elsewhere(self, instance: str) -> int:
         return self._elsewhere

@@ -188,7 +188,7 @@ class Activator:
         async with self._claim(function.id) as claimed:
             if not claimed or self._view.coming(function.id, rev):
                 return None
-            existing = tuple(i.id for h in self._view.fleet.hosts.values() for i in h.of(function.id))
+            existing = tuple(i.id for i in self._view.of(function.id))
             request = Ensure(function, beside=existing, evict=evict, minimum=not for_request, unused_s=unused_s)
             return await self._proposer.propose(request)
 

@@ -17,7 +17,6 @@ from typing import Protocol
 
 import structlog
 
-from cortex.functions.lifecycle import State
 from cortex.functions.servers import max_concurrency, server_of
 from cortex.platform.in_flight import InFlight
 from cortex.platform.record import Instance
@@ -73,7 +72,7 @@ class BatchGate:
             return
         if ready:  # (3)
             raise BatchWaits(f"all places at '{function.id}' are taken")
-        if any(i.is_coming for i in self._instances(function.id)):  # (4)
+        if any(i.is_coming for i in view.of(function.id)):  # (4)
             raise BatchWaits(f"'{function.id}' is starting", retry_after=2)
         if waiting:  # (5)
             raise BatchWaits("interactive requests wait for a start", retry_after=2)
@@ -151,9 +150,4 @@ class BatchGate:
 
     def _without_room(self, waiting: frozenset[str]) -> frozenset[str]:
         """Return those of the functions that have no instance, ready or starting."""
-        return frozenset(
-            f for f in waiting if not any(i.is_coming or i.state is State.READY for i in self._instances(f))
-        )
-
-    def _instances(self, function: str) -> list[Instance]:
-        return [i for host in self._view.fleet.hosts.values() for i in host.of(function)]
+        return frozenset(f for f in waiting if not self._view.of(f))
