@@ -128,7 +128,7 @@ async def test_requests_at_the_same_time_begin_no_more_responses_than_a_key_may_
     record = Record()
     responses = stored_in(record)
     state = State(store=True, background=True)
-    plans = [Plan(state, CIPHER, b"", [], [], cast(Body, None)) for _ in range(MOST_RUNS + 1)]
+    plans = [Plan(state, CIPHER, b"", [], b"[]", cast(Body, None)) for _ in range(MOST_RUNS + 1)]
 
     begins = [asyncio.create_task(responses.begin(plan)) for plan in plans]
     await asyncio.sleep(0)

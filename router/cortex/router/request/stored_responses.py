@@ -51,9 +51,10 @@ DIED = "the router that made this response died before it was complete"
 
 
 class Plan:
-    """How the answer to one request is stored. `reply` is set when the request has been read."""
+    """How the answer to one request is stored. `items` is JSON: all items that its model reads; `own` are those of the
+    request. `reply` is set when the request has been read."""
 
-    def __init__(self, state: State, cipher: ResponseCipher, body: bytes, own: Items, items: Items, held: Body) -> None:
+    def __init__(self, state: State, cipher: ResponseCipher, body: bytes, own: Items, items: bytes, held: Body) -> None:
         self.state, self.cipher, self.body, self.held = state, cipher, body, held
         self.own, self.items = own, items
         self.unique = unique_id()
@@ -70,7 +71,7 @@ class Plan:
 
     def value(self, response: bytes) -> bytes:
         """Return what is stored."""
-        return msgspec.json.encode(Stored(response=msgspec.Raw(response), items=self.items))
+        return msgspec.json.encode({"response": msgspec.Raw(response), "items": msgspec.Raw(self.items)})
 
 
 class _Run(Struct):
@@ -132,15 +133,14 @@ class StoredResponses:
         context = await self._context(cipher, state)
         unique = unique_id()
 
-        def read() -> tuple[Items, Items, bytes, int]:
+        def read() -> tuple[Items, bytes, bytes]:
             own = stored.items_of(body, unique)
             items = stored.joined(context, own)
-            size = len(msgspec.json.encode(items))
             continues = bool(context) or items != own
-            return own, items, stored.stateless(body, items if continues else None), size
+            return own, msgspec.json.encode(items), stored.stateless(body, items if continues else None)
 
-        own, items, sent, size = await self._intake.work(len(body), read)
-        most = self.most_of_one
+        own, items, sent = await self._intake.work(len(body), read)
+        size, most = len(items), self.most_of_one
         if size > most:
             raise BadRequest(
                 f"the input and the items it continues have {size} bytes, and at most {most} are stored: begin a new"
