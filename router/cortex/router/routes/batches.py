@@ -8,6 +8,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import Parameter
 from msgspec import Meta, Struct
 
+from cortex.platform.api_keys import Principal
 from cortex.platform.settings import Gateway
 from cortex.router.access.auth import caller
 from cortex.router.batches.batch import ENDPOINTS, WINDOW_S, Batch, BatchesAnswer, Form, openai_batch
@@ -45,27 +46,14 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
     @post("/v1/batches", status_code=200, opt={"needs": "inference", "body": NewBatch})
     async def make(request: Http) -> dict[str, Any]:
         """Create a batch from a file. Its lines run when nothing else needs the hosts."""
-        new, who, now = read(await request.body(), NewBatch), caller(request), time.time()
+        new, who = read(await request.body(), NewBatch), caller(request)
         if new.endpoint not in ENDPOINTS:
             raise BadRequest(f"`endpoint` must be one of {', '.join(ENDPOINTS)}", param="endpoint")
         file = await calls.call(folder.file, who.id, new.input_file_id)
         if file is None:
             raise FileNotStored(new.input_file_id)
-        await check_open(folder, calls, who.id)
-        await check_space(folder, calls, who.id, gateway)
-        batch = Batch(
-            id=new_id("batch_", now),
-            key=who.id,
-            who=who.name,
-            form=Form.OPENAI,
-            endpoint=new.endpoint,
-            input_file=file.id,
-            output_file=new_id("file-", now),
-            error_file=new_id("file-", now),
-            created=now,
-            expires=now + WINDOW_S,
-            metadata=new.metadata or {},
-        )
+        await check_limits(folder, calls, who.id, gateway)
+        batch = new_batch(who, Form.OPENAI, new.endpoint, file.id, new.metadata)
         await calls.call(folder.add_batch, batch, folder.content(who.id, file.id))
         return openai_batch(batch)
 
@@ -117,11 +105,32 @@ async def cancelled(folder: Folder, calls: FolderCalls, batch: Batch) -> Batch:
     return await batch_of(folder, calls, batch.key, batch.id)
 
 
-async def check_open(folder: Folder, calls: FolderCalls, key: str) -> None:
-    """Raise TooManyBatches for a key that has `MOST_OPEN` open batches."""
+async def check_limits(folder: Folder, calls: FolderCalls, key: str, gateway: Gateway) -> None:
+    """Raise TooManyBatches for a key that has `MOST_OPEN` open batches, or KeyFull."""
     names = await calls.call(folder.open_batches)
     if sum(owner == key for owner, _ in names) >= MOST_OPEN:
         raise TooManyBatches(MOST_OPEN)
+    await check_space(folder, calls, key, gateway)
+
+
+def new_batch(
+    who: Principal, form: Form, endpoint: str, input_file: str = "", metadata: dict[str, str] | None = None
+) -> Batch:
+    """Return a new batch of a caller."""
+    now = time.time()
+    return Batch(
+        id=new_id("batch_" if form is Form.OPENAI else "msgbatch_", now),
+        key=who.id,
+        who=who.name,
+        form=form,
+        endpoint=endpoint,
+        input_file=input_file,
+        output_file=new_id("file-", now),
+        error_file=new_id("file-", now),
+        created=now,
+        expires=now + WINDOW_S,
+        metadata=metadata or {},
+    )
 
 
 def _batch(folder: Folder, key: str, id: str) -> Batch | None:

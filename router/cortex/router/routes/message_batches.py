@@ -1,7 +1,6 @@
 """`/v1/messages/batches`: a key's batches, in the form of Anthropic's API."""
 
 import asyncio
-import time
 from typing import Annotated, Any, BinaryIO
 
 import msgspec
@@ -13,14 +12,14 @@ from msgspec import Meta, Raw, Struct
 
 from cortex.platform.settings import Gateway
 from cortex.router.access.auth import caller
-from cortex.router.batches.batch import MESSAGES, WINDOW_S, Batch, Form, message_batch
+from cortex.router.batches.batch import MESSAGES, Batch, Form, message_batch
 from cortex.router.batches.calls import FolderCalls
-from cortex.router.batches.folder import Folder, new_id
+from cortex.router.batches.folder import Folder
 from cortex.router.batches.lines import on_one_line
 from cortex.router.dialects.core.wire import read
 from cortex.router.errors import BadRequest, BatchNotFound
-from cortex.router.routes.batches import batch_of, cancelled, check_open
-from cortex.router.routes.files import check_space, content_of, discard
+from cortex.router.routes.batches import batch_of, cancelled, check_limits, new_batch
+from cortex.router.routes.files import content_of, discard
 
 Http = Request[Any, Any, Any]
 Limit = Annotated[int, Parameter(ge=1, le=1000)]
@@ -54,22 +53,10 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
     @post("/v1/messages/batches", status_code=200, opt={"needs": "inference", "body": NewMessageBatch})
     async def make(request: Http) -> dict[str, Any]:
         """Create a batch of requests, which run when nothing else needs the hosts."""
-        new, who, now = read(await request.body(), NewMessageBatch), caller(request), time.time()
+        new, who = read(await request.body(), NewMessageBatch), caller(request)
         _check(new, gateway.batch_max_lines)
-        await check_open(folder, calls, who.id)
-        await check_space(folder, calls, who.id, gateway)
-        batch = Batch(
-            id=new_id("msgbatch_", now),
-            key=who.id,
-            who=who.name,
-            form=Form.ANTHROPIC,
-            endpoint=MESSAGES,
-            input_file="",
-            output_file=new_id("file-", now),
-            error_file=new_id("file-", now),
-            created=now,
-            expires=now + WINDOW_S,
-        )
+        await check_limits(folder, calls, who.id, gateway)
+        batch = new_batch(who, Form.ANTHROPIC, MESSAGES)
         path, file = await calls.call(folder.begin_upload)
         try:
             await calls.call(_write, file, new)
