@@ -236,8 +236,7 @@ class FleetView:
     def _suspected(self, instance: str, now: float) -> bool:
         """Whether the instance is a suspect; longer while its host has not reported since."""
         until, reported_at = self._suspects.get(instance, (0.0, -1.0))
-        silent = reported_at > 0 and self._reported_at(instance) == reported_at
-        return now < until or (silent and now < until + SILENT_S)
+        return now < until or (now < until + SILENT_S and 0 < reported_at == self._reported_at(instance))
 
     def _reported_at(self, instance: str) -> float:
         entry = self.instance(instance)
