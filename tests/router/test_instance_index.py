@@ -57,3 +57,15 @@ def test_an_index_that_follows_changes_is_the_index_of_the_last_records(history:
     anew = InstanceIndex()
     anew.update(present)
     assert contents(index) == contents(anew)
+
+
+def test_an_instance_that_two_records_list_stays_while_one_of_them_does() -> None:
+    """A renamed host is in the record under both names until the old one expires."""
+    index, instance = InstanceIndex(), an_instance("one", function="f")
+    old, new = replace(a_host(instance), name="a"), replace(a_host(instance), name="b")
+
+    index.update({"a": old, "b": new})
+    index.update({"a": replace(old, instances=(replace(instance, pid=7),)), "b": new})
+    index.update({"b": new})
+
+    assert index.placed("one") == ("f", "b")

@@ -196,7 +196,7 @@ class Instance(Struct, frozen=True, kw_only=True):
     adapters: dict[str, int] = {}
     """The adapters that it has loaded, by the variant's id, with their numbers in requests."""
     adapter_problems: dict[str, str] = {}
-    """Why it has not the adapter of a variant."""
+    """By variant, why its adapter is not loaded."""
     key_host: str = ""
     """The host's name when it was started: its key follows from that name, also after the host is renamed."""
     host: str = ""

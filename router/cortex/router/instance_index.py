@@ -59,13 +59,16 @@ class InstanceIndex:
 
     def _remove(self, host: str, instances: Collection[Instance]) -> set[str]:
         functions = {i.function for i in instances}
-        for instance in instances:
-            if self._placed.get(instance.id) == (instance.function, host):
-                del self._placed[instance.id]
         for function in functions:
             self._of[function].pop(host, None)
             if not self._of[function]:
                 del self._of[function]
+        for instance in instances:
+            if self._placed.get(instance.id) == (instance.function, host):
+                del self._placed[instance.id]
+                for other, present in self.of(instance.function).items():  # a renamed host may be listed twice
+                    if any(i.id == instance.id for i in present):
+                        self._placed[instance.id] = (instance.function, other)
         return functions
 
     def _add(self, host: str, instances: Collection[Instance]) -> set[str]:
