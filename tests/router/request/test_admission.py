@@ -49,8 +49,8 @@ class Request:
     def __init__(self, priority: Priority = NORMAL, **function: Any) -> None:
         self.priority, self.target = priority, Target(a_function("f", **function), "r")
 
-    def give_way(self, error: RequestError) -> None:
-        return None
+    def give_way(self, error: RequestError) -> bool:
+        return False
 
     async def look_up(self) -> None:
         return None

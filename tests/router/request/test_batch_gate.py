@@ -60,8 +60,11 @@ class Line:
     def __init__(self) -> None:
         self.has_ended = asyncio.Event()
 
-    def give_way(self, error: RequestError) -> None:
+    def give_way(self, error: RequestError) -> bool:
+        if self.has_ended.is_set():
+            return False
         self.has_ended.set()
+        return True
 
 
 def a_gate(view: View, starts: Starts | None = None, in_flight: InFlight | None = None) -> BatchGate:
@@ -155,6 +158,17 @@ async def test_one_line_ends_for_a_request_that_queues_for_its_instance() -> Non
     gate.make_room("i")
 
     assert [line.has_ended.is_set() for line in lines] == [False, True, False]
+
+
+async def test_two_requests_that_queue_at_an_instance_end_two_lines() -> None:
+    gate, lines = a_gate(View(an_f())), [Line(), Line(), Line()]
+    for line in lines:
+        gate.enter(line, "i")
+
+    gate.make_room("i")
+    gate.make_room("i")
+
+    assert [line.has_ended.is_set() for line in lines] == [True, True, False]
 
 
 async def test_lines_end_when_a_function_lacks_room() -> None:

@@ -40,8 +40,8 @@ class Candidate(Protocol):
     def target(self) -> Target: ...
     @property
     def affinity(self) -> str | None: ...
-    def give_way(self, error: RequestError) -> None:
-        """End a line of a batch whose answer has not begun."""
+    def give_way(self, error: RequestError) -> bool:
+        """End a line of a batch; False: its answer has begun, or it ends already."""
 
     async def look_up(self) -> None:
         """Look the name up again, which may change the target. Raises RequestError."""

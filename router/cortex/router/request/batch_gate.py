@@ -38,8 +38,8 @@ MOST_STARTS = 1000
 class Line(Protocol):
     """A line that is at an instance."""
 
-    def give_way(self, error: RequestError) -> None:
-        """End it, unless its answer has begun."""
+    def give_way(self, error: RequestError) -> bool:
+        """End it, unless its answer has begun; False: it has begun, or it ends already."""
 
 
 class BatchGate:
@@ -95,10 +95,9 @@ class BatchGate:
                 del self._on[instance]
 
     def make_room(self, instance: str) -> None:
-        """End a line at an instance, because a request queues there."""
+        """End one line at an instance, because a request queues there."""
         for line, at in self._lines.items():
-            if at == instance:
-                line.give_way(BatchWaits("an interactive request needs the place"))
+            if at == instance and line.give_way(BatchWaits("an interactive request needs the place")):
                 return
 
     async def watch(self) -> None:

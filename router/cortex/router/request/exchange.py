@@ -154,11 +154,14 @@ class Exchange:
         self._cancelled = self._cancelled or Cancelled()
         work.cancel()
 
-    def give_way(self, error: RequestError) -> None:
-        """End a line of a batch whose answer has not begun; the batch worker sends it again."""
-        if self.request_record.cancel is not None and not self.request_record.pieces:
-            self._cancelled = error
-            self.request_record.cancel()
+    def give_way(self, error: RequestError) -> bool:
+        """End a line of a batch, which is then sent again; False: its answer has begun, or it ends already."""
+        request_record = self.request_record
+        if request_record.cancel is None or request_record.pieces or self._cancelled is not None:
+            return False
+        self._cancelled = error
+        request_record.cancel()
+        return True
 
     async def _attempts(self) -> None:
         """Try instance after instance. A request that broke before its first byte is replayed, at most twice, and at
