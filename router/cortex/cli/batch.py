@@ -8,7 +8,7 @@ import rich_click as click
 from rich.progress import BarColumn, Progress, TextColumn
 
 from cortex.cli.client import OwnBatch, Router
-from cortex.cli.exits import FAILED, NOT_FOUND, Failed
+from cortex.cli.exits import FAILED, Failed
 from cortex.cli.tables import bar, console, print_rows, size, span
 from cortex.cli.visible import echo, echo_json
 from cortex.router.batches.batch import ENDPOINTS, Batch
@@ -25,10 +25,11 @@ def batch() -> None:
 
 @batch.command("ls")
 @click.option("--limit", type=click.IntRange(1, MOST), default=20, show_default=True, help="Number of batches.")
+@click.option("--after", default="", metavar="ID", help="Show the next ones after this batch.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def ls(limit: int, as_json: bool) -> None:
+def ls(limit: int, after: str, as_json: bool) -> None:
     """List the batches of all keys, the newest first."""
-    batches = Router().batches(limit)
+    batches = Router().batches(limit, after)
     if as_json:
         echo_json(batches, indent=2)
         return
@@ -53,9 +54,7 @@ def ls(limit: int, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(id: str, as_json: bool) -> None:
     """Show one batch."""
-    match = next((b for b in Router().batches(MOST) if b.id == id), None)
-    if match is None:
-        raise Failed(f"there is no batch {id!r}", code=NOT_FOUND, hint="`cortex batch ls` lists them.")
+    match = Router().batch(id)
     if as_json:
         echo_json(match, indent=2)
         return

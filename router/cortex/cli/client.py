@@ -216,9 +216,13 @@ class Router:
 
     # Batches.
 
-    def batches(self, limit: int) -> tuple[Batch, ...]:
-        """Return the newest batches of all keys."""
-        return self._send("GET", f"/admin/batches?limit={limit}", BatchesAnswer).batches
+    def batches(self, limit: int, after: str = "") -> tuple[Batch, ...]:
+        """Return the newest batches of all keys, or the next ones after the batch with the id `after`."""
+        return self._send("GET", f"/admin/batches?limit={limit}&after={_quote(after)}", BatchesAnswer).batches
+
+    def batch(self, id: str) -> Batch:
+        """Return a batch of any key."""
+        return self._send("GET", f"/admin/batches/{_quote(id)}", BatchesAnswer).batches[0]
 
     def cancel_batch(self, id: str) -> Batch:
         """Cancel a batch of any key."""

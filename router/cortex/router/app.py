@@ -196,7 +196,7 @@ def create_app(settings: Settings) -> Dispatcher:
         "usage": usage_counts.run,
         "batches": admission.batch_gate.watch,
         "starts for batches": admission.batch_gate.start,
-        "files": FileSweeper(folder, folder_calls).run,
+        "files": FileSweeper(folder, folder_calls, gateway.batch_ttl_s).run,
     }
 
     @asynccontextmanager

@@ -7,6 +7,7 @@ RequestError
 │   ├── WorkerRefusal   the worker refused the request, or failed while it served it
 │   └── BadAnswer       retry: the worker's answer cannot be translated
 ├── NoKey               send a valid API key
+│   └── BatchKeyGone    none: the key of this batch is revoked
 ├── NotAllowed          use a key with the required scope
 ├── CannotServe         use another function: this one's server lacks the feature
 ├── RouteNotFound       use a route that the function's server has
@@ -22,6 +23,7 @@ RequestError
 ├── KeyNameTaken        use another name, or rotate the existing key
 ├── FileNotStored       use the id of one of the key's own files
 ├── BatchNotFound       use the id of one of the key's own batches
+├── FileDamaged         tell the operator: the disk damaged what describes a file or batch
 ├── KeyFull             delete files, or wait until some expire
 ├── FilesFull           retry, and tell the operator: the disk with the files is full or broken
 ├── TooManyBatches      retry when one of the key's batches has ended
@@ -65,6 +67,15 @@ class NoKey(RequestError):
     """The request has no API key, or an unknown one."""
 
     kind = Kind.NO_KEY
+
+
+class BatchKeyGone(NoKey):
+    """The key of a batch is revoked, has expired or may not make requests. Its batch worker does not retry."""
+
+    headers = ((b"x-should-retry", b"false"),)
+
+    def __init__(self) -> None:
+        super().__init__("the API key of this batch is revoked, has expired or may not make requests")
 
 
 class NotAllowed(RequestError):
@@ -201,6 +212,15 @@ class FileNotStored(RequestError):
 
     def __init__(self, id: str) -> None:
         super().__init__(f"no file of this key has the id {id[:100]!r}", param="id")
+
+
+class FileDamaged(RequestError):
+    """The description of a file or batch on the router's disk cannot be decoded."""
+
+    kind, code = Kind.INTERNAL, "file_damaged"
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"the description of {id[:100]!r} on the router's disk is damaged")
 
 
 class BatchNotFound(RequestError):

@@ -112,6 +112,7 @@ ROUTER = {
     "GET /admin/audit": ADMIN,
     "GET /admin/usage": STATUS,
     "GET /admin/batches": STATUS,
+    "GET /admin/batches/{id}": STATUS,
     "POST /admin/batches/{id}/cancel": ADMIN,
     "POST /admin/usage/forget": ADMIN,
     "GET /admin/hosts/{host}/events": ADMIN,

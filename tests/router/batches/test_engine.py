@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 from collections import Counter
 from pathlib import Path
@@ -11,9 +12,9 @@ import pytest
 from cortex.router.batches import engine as engine_module
 from cortex.router.batches.batch import Batch, Status
 from cortex.router.batches.engine import Bounds, Engine, NoAnswer, Send
-from cortex.router.batches.folder import Folder
+from cortex.router.batches.folder import INPUT, Folder
 from cortex.router.batches.lines import Answer, Line
-from cortex.router.batches.results import RESULTS
+from cortex.router.batches.results import RESULTS, Results
 from tests.router.batches.batches import add_batch, entry, file_size_limit, ids, text
 
 BOUNDS = Bounds(most_lines=1000, longest_line=10_000, ttl_s=60.0)
@@ -105,7 +106,7 @@ async def test_a_revoked_key_fails_the_batch_and_its_lines_say_so(folder: Folder
     batch = add_batch(folder, text(entry("a"), entry("b")))
 
     async def refuses(batch: Batch, line: Line, body: bytes) -> Answer:
-        return Answer(status=401, body=b"{}")
+        return Answer(status=401, body=b"{}", may_retry=False)
 
     await run(folder, refuses)
 
@@ -155,6 +156,107 @@ async def test_damaged_results_fail_their_batch_and_no_other(folder: Folder) -> 
     assert [p.code for p in ended(folder, damaged).problems] == ["results_damaged"]
     assert ended(folder, damaged).status is Status.FAILED
     assert ended(folder, whole).status is Status.COMPLETED
+
+
+async def test_a_file_that_is_gone_fails_its_batch_and_no_other(folder: Folder) -> None:
+    lost, whole = add_batch(folder, text(entry("a"))), add_batch(folder, text(entry("b")), key="k2")
+    (folder.work_folder(lost) / INPUT).unlink()
+
+    await run(folder, answers)
+
+    assert [p.code for p in ended(folder, lost).problems] == ["input_damaged"]
+    assert ended(folder, lost).status is Status.FAILED
+    assert ended(folder, whole).status is Status.COMPLETED
+
+
+async def test_a_file_that_is_damaged_meanwhile_fails_its_batch_with_a_result_for_each_line(folder: Folder) -> None:
+    damaged = add_batch(folder, text(entry("a"), entry("b"), entry("c")))
+    whole = add_batch(folder, text(entry("d")), key="k2")
+
+    async def damages(batch: Batch, line: Line, body: bytes) -> Answer:
+        path = folder.work_folder(damaged) / INPUT
+        path.write_bytes(b"\0" * path.stat().st_size)
+        return await answers(batch, line, body)
+
+    await run(folder, damages)
+
+    now = ended(folder, damaged)
+    assert (now.status, now.problems[0].code) == (Status.FAILED, "input_damaged")
+    written = [folder.content("k1", file) for file in (now.output_file, now.error_file)]
+    assert sorted(id for path in written if path.exists() for id in ids(path)) == ["a", "b", "c"]
+    assert ended(folder, whole).status is Status.COMPLETED
+
+
+async def test_a_batch_whose_value_is_damaged_fails_with_the_results_that_it_has(folder: Folder) -> None:
+    damaged, whole = add_batch(folder, text(entry("a"), entry("b"))), add_batch(folder, text(entry("c")), key="k2")
+    (folder.work_folder(damaged) / RESULTS).write_bytes(b'{"custom_id": "a"}\n')
+    (folder.path / "keys" / "k1" / f"{damaged.id}.json").write_bytes(b"{")
+
+    await run(folder, answers)
+
+    now = ended(folder, damaged)
+    assert (now.status, now.problems[0].code, now.counts.succeeded) == (Status.FAILED, "batch_damaged", 1)
+    assert ids(folder.content("k1", now.output_file)) == ["a"]
+    assert ended(folder, whole).status is Status.COMPLETED
+
+
+async def test_a_failing_disk_interrupts_one_batch_and_loses_no_line(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "FAULT_S", 0.1)  # shortens a pause, and changes no decision
+    fails, whole = add_batch(folder, text(entry("a"), entry("b"))), add_batch(folder, text(entry("c")), key="k2")
+    add, faults = Results.add, 0
+
+    def broken(results: Results, line: bytes, *, to_errors: bool) -> None:
+        nonlocal faults
+        if b'"a"' in line and faults < 2:
+            faults += 1
+            raise OSError(errno.EIO, "I/O error")  # which no file system here can be made to give
+        add(results, line, to_errors=to_errors)
+
+    monkeypatch.setattr(Results, "add", broken)
+    await run(folder, answers)
+
+    assert faults == 2
+    assert sorted(ids(folder.content("k1", fails.output_file))) == ["a", "b"]
+    assert {ended(folder, b).status for b in (fails, whole)} == {Status.COMPLETED}
+
+
+async def test_batches_whose_lines_only_wait_leave_their_places_to_others(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "RUNS", 2)
+    monkeypatch.setattr(engine_module, "TURN_S", 0.1)  # shortens a pause, and changes no decision
+    waiting = [add_batch(folder, text(entry("a")), key=key) for key in ("k1", "k2")]
+    last = add_batch(folder, text(entry("b")), key="k3")
+
+    async def sends(batch: Batch, line: Line, body: bytes) -> Answer:
+        if batch.key != "k3" and ended(folder, last).status.is_open:
+            return Answer(status=429, body=b"{}")
+        return await answers(batch, line, body)
+
+    await run(folder, sends)
+
+    assert {ended(folder, b).status for b in (*waiting, last)} == {Status.COMPLETED}
+
+
+async def test_a_batch_that_was_set_aside_may_be_cancelled_at_once(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "RUNS", 1)
+    monkeypatch.setattr(engine_module, "TURN_S", 0.1)  # shortens a pause, and changes no decision
+    waits, goes = add_batch(folder, text(entry("a"))), add_batch(folder, text(entry("b")), key="k2")
+
+    async def sends(batch: Batch, line: Line, body: bytes) -> Answer:
+        if batch.key == "k1":
+            return Answer(status=429, body=b"{}", retry_after_s=3600)
+        folder.request_cancel(waits)
+        return await answers(batch, line, body)
+
+    await run(folder, sends)
+
+    assert ended(folder, goes).status is Status.COMPLETED
+    assert ended(folder, waits).status is Status.CANCELLED
 
 
 async def test_a_key_whose_lines_wait_delays_no_other_key(folder: Folder) -> None:

@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from cortex.router.batches.batch import Counts, Status
-from cortex.router.batches.folder import BLOCK, INPUT, UPLOAD_S, BadName, Folder, offsets
+from cortex.router.batches.batch import WINDOW_S, Counts, Status
+from cortex.router.batches.folder import BLOCK, INPUT, UPLOAD_S, BadName, Damaged, Folder, offsets
 from cortex.router.batches.results import RESULTS, Results
 from tests.router.batches.batches import NOW, add_batch, entry, file_size_limit, ids, text
+
+TTL_S = 100.0
+LAST = NOW + WINDOW_S + TTL_S
+"""When a batch that was created at `NOW` is removed at the latest."""
 
 
 @pytest.fixture
@@ -108,7 +112,7 @@ def test_a_sweep_removes_what_has_expired_but_no_input_of_an_open_batch(folder: 
         folder._write(folder.content("k1", file.id).with_suffix(".json"), replace(file, expires=NOW))
     folder.end(replace(ended, status=Status.CANCELLED, ended=NOW, removed_at=NOW + 5))
 
-    early, late = folder.sweep(NOW + 4), folder.sweep(NOW + 6)
+    early, late = folder.sweep(NOW + 4, TTL_S), folder.sweep(NOW + 6, TTL_S)
 
     assert (early, late) == (0, 2)
     assert [b.id for b in folder.batches("k1")] == [open_one.id]
@@ -157,11 +161,54 @@ def test_a_sweep_removes_what_an_interrupted_creation_left(folder: Folder) -> No
     for path in folder.path.rglob("*"):
         os.utime(path, (NOW, NOW))
 
-    folder.sweep(2e9 + UPLOAD_S)
+    folder.sweep(2e9 + UPLOAD_S, TTL_S)
 
     left = {p.relative_to(folder.path / "keys" / "k1").as_posix() for p in (folder.path / "keys" / "k1").rglob("*")}
     of_file = {f"{running.input_file}.json", f"{running.input_file}.jsonl"}
     assert left == {f"{running.id}.json", running.id, f"{running.id}/{INPUT}", f"{running.output_file}.jsonl", *of_file}
+
+
+def test_a_damaged_value_is_an_error_and_not_a_missing_one(folder: Folder) -> None:
+    batch, other = add_batch(folder, text(entry("a"))), add_batch(folder, text(entry("b")), created=NOW + 1)
+    for name in (batch.id, batch.input_file):
+        (folder.path / "keys" / "k1" / f"{name}.json").write_bytes(b'{"id": 1}')
+
+    with pytest.raises(Damaged, match=batch.id):
+        folder.batch("k1", batch.id)
+    with pytest.raises(Damaged, match=batch.input_file):
+        folder.file("k1", batch.input_file)
+    assert [b.id for b in folder.batches("k1")] == [other.id]
+
+
+def test_a_sweep_removes_a_damaged_value_at_the_age_at_which_any_batch_is_removed(folder: Folder) -> None:
+    batch = add_batch(folder, text(entry("a")))
+    folder.end(replace(batch, status=Status.CANCELLED, ended=NOW, removed_at=NOW + 5))
+    path = folder.path / "keys" / "k1" / f"{batch.id}.json"
+    path.write_bytes(b"{")
+    os.utime(path, (NOW, NOW))
+
+    exists = [folder.sweep(at, TTL_S) is not None and path.exists() for at in (LAST - 1, LAST)]
+
+    assert exists == [True, False]
+
+
+def test_batches_of_all_keys_are_listed_in_pages_by_time(folder: Folder) -> None:
+    batches = [add_batch(folder, text(entry("a")), key=f"k{i % 3}", created=NOW + i) for i in range(5)]
+    newest_first = [b.id for b in reversed(batches)]
+
+    pages = [folder.newest(2), folder.newest(2, newest_first[1]), folder.newest(2, newest_first[3])]
+
+    assert [[b.id for b in page] for page in pages] == [newest_first[:2], newest_first[2:4], newest_first[4:]]
+    assert folder.find(batches[0].id) == batches[0]
+
+
+def test_a_folder_is_locked_while_a_batch_worker_has_its_lock(folder: Folder) -> None:
+    add_batch(folder, text(entry("a")))
+
+    with folder.lock():
+        during = folder.is_locked()
+
+    assert (during, folder.is_locked()) == (True, False)
 
 
 def test_offsets_are_those_of_the_lines_and_a_long_line_is_cut(tmp_path: Path) -> None:

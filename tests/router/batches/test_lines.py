@@ -70,6 +70,7 @@ def test_problems_of_one_file_are_bounded() -> None:
         (Answer(status=400, body=b"{}"), 1, None),
         (Answer(status=404, body=b"{}"), 1, None),
         (Answer(status=429, body=b"{}", retry_after_s=7), 9, (7.0, False)),
+        (Answer(status=401, body=b"{}"), 9, (1.0, False)),
         (Answer(status=503, body=b"{}"), 9, (1.0, False)),
         (Answer(status=529, body=b"{}"), 9, (1.0, False)),
         (Answer(status=503, body=b"{}", may_retry=False), 1, None),
@@ -86,13 +87,23 @@ def test_only_a_temporary_failure_is_retried(answer: Answer, tries: int, again: 
 
 def test_a_refused_key_ends_the_batch() -> None:
     with pytest.raises(KeyGone):
-        verdict(Answer(status=401, body=b"{}"), 1)
+        verdict(Answer(status=401, body=b"{}", may_retry=False), 1)
 
 
 def test_the_reason_for_a_retry_is_the_routers_message() -> None:
     judged = verdict(Answer(status=503, body=b'{"error": {"message": "no room"}}'), 1)
 
     assert isinstance(judged, Again) and judged.why == "no room"
+
+
+@pytest.mark.parametrize("status", [429, 502, 503])
+def test_the_reason_for_a_retry_quotes_no_worker(status: int) -> None:
+    body = b'{"error": {"message": "cannot answer: my secret prompt"}}'
+
+    judged = verdict(Answer(status=status, body=body, from_worker=True), 1)
+
+    assert isinstance(judged, Again) and str(status) in judged.why
+    assert "secret" not in judged.why
 
 
 LINE = Line(3, "id", CHAT, "m", 0, 10)

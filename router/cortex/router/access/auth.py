@@ -26,7 +26,7 @@ from cortex.router.access import batch_pass
 from cortex.router.access.cross_origin import CrossOrigin
 from cortex.router.access.keyring import KeyRing
 from cortex.router.access.sessions import Sessions
-from cortex.router.errors import NoKey, NotAllowed, RecordIsAway
+from cortex.router.errors import BatchKeyGone, NoKey, NotAllowed, RecordIsAway
 
 log = structlog.get_logger()
 Headers = Iterable[tuple[bytes, bytes]]
@@ -113,8 +113,8 @@ class AuthGuard:
         return anonymous(*rights)
 
     def _batch_owner(self, secret: str) -> Principal:
-        """Return the caller for whom a batch worker acts, with that key's rights as they are now. Raises NoKey or
-        RecordIsAway."""
+        """Return the caller for whom a batch worker acts, with that key's rights as they are now. Raises NoKey,
+        BatchKeyGone or RecordIsAway."""
         key = batch_pass.key_of(secret, self._tokens(), time.time())
         if key is None:
             raise NoKey(_UNKNOWN)
@@ -124,7 +124,7 @@ class AuthGuard:
             return for_batch(anonymous(*rights))
         owner = self._ring.by_id(key)
         if owner is None or not owner.may(Right.INFERENCE):
-            raise NoKey("the API key of this batch is revoked, has expired or may not make requests")
+            raise BatchKeyGone
         return for_batch(owner)
 
     def _anonymous_rights(self) -> tuple[Right, ...]:

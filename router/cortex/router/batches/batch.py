@@ -136,6 +136,24 @@ class Batch(Struct, frozen=True, kw_only=True):
         return bool(self.ended) and self.form is Form.OPENAI and self.counts.done > self.counts.succeeded
 
 
+def of_lost_value(id: str, key: str, output_file: str, error_file: str) -> Batch:
+    """Return what is known of a batch whose value is damaged: its id, which has the form and the time, and its key."""
+    form = Form.ANTHROPIC if id.startswith("msgbatch_") else Form.OPENAI
+    created = int(id[-24:-12], 16) / 1000
+    return Batch(
+        id=id,
+        key=key,
+        who=key,
+        form=form,
+        endpoint=MESSAGES if form is Form.ANTHROPIC else "",
+        input_file="",
+        output_file=output_file,
+        error_file=error_file,
+        created=created,
+        expires=created + WINDOW_S,
+    )
+
+
 class BatchesAnswer(Struct, frozen=True):
     """The batches of all keys, the newest first."""
 

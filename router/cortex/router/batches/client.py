@@ -55,6 +55,7 @@ class RouterClient:
             request_id=answer.headers.get("x-request-id", ""),
             retry_after_s=float(retry_after) if retry_after.isdecimal() else None,
             may_retry=answer.headers.get("x-should-retry") != "false",
+            from_worker="x-cortex-instance" in answer.headers,
         )
 
 

@@ -10,7 +10,9 @@ import contextlib
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import msgspec
 import structlog
@@ -18,13 +20,15 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cortex.router.batches import lines as reading
-from cortex.router.batches.batch import Batch, Counts, Form, Problem, Status
+from cortex.router.batches.batch import Batch, Counts, Form, Problem, Status, of_lost_value
 from cortex.router.batches.fairness import MOST_IN_ALL, Candidate, Pace, Progress, next_candidate
-from cortex.router.batches.folder import INPUT, Folder, is_full, offsets
+from cortex.router.batches.folder import INPUT, Damaged, Folder, is_damage, is_full, new_id, offsets
 from cortex.router.batches.lines import Again, Answer, KeyGone, Line
 from cortex.router.batches.results import Results
 
 log = structlog.get_logger()
+P = ParamSpec("P")
+T = TypeVar("T")
 
 LOOK_S = 0.25
 """How often new batches and cancels are looked for."""
@@ -34,9 +38,22 @@ FULL_S = 10.0
 """Pause after a write to a full disk."""
 RUNS_OF_KEY, RUNS = 2, 16
 """Maximum numbers of batches that run at a time, since their lines are in memory; the oldest run first."""
+TURN_S = 60.0
+"""After this time without a result, and with no line in flight, a batch gives its place to one that waits for it."""
+NO_KEY = "the API key is revoked, has expired or may not make requests"
+FAULT_S = 60.0
+"""Pause of one batch after an unexpected fault, of its files or of this program."""
 
 Send = Callable[[Batch, Line, bytes], Awaitable[Answer]]
 """Sends a line's body for the key of its batch. Raises NoAnswer."""
+
+
+class Unusable(Exception):
+    """A batch cannot run, and fails: its file is invalid or damaged, or its results are."""
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__(problems[0].message)
+        self.problems = problems
 
 
 class NoAnswer(Exception):
@@ -65,13 +82,25 @@ class Run:
         self.tasks: set[asyncio.Task[None]] = set()
         self.progress = Progress()
         self.written_at = 0.0
-        self.why = ""
+        self.active_at = time.monotonic()
+        """When it got its place, or its last result."""
+        self.fault: Exception | None = None
+        """An unexpected fault, after which it is set aside."""
+        self.why = batch.waits_for
         self.ending = ""
         """Why the remaining lines are not sent: cancelled, expired or failed; empty while they are."""
 
     def body(self, line: Line) -> bytes:
-        """Return the body of a line, from the file. Raises OSError or DecodeError."""
-        return reading.body_of(os.pread(self._input, line.size, line.at))
+        """Return the body of a line, from the file. Raises Unusable."""
+        try:
+            return reading.body_of(os.pread(self._input, line.size, line.at))
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Unusable(_damaged("input", error, line.number)) from None
+
+    def fail(self, *problems: Problem) -> None:
+        """End it as failed, with a result for each remaining line."""
+        self.ending = "failed"
+        self.batch = replace(self.batch, problems=problems)
 
     def give_back(self, line: Line) -> None:
         """Put back a line that is to be sent again."""
@@ -99,11 +128,13 @@ class Engine:
         self._runs: dict[str, Run] = {}
         self._paces: dict[tuple[str, str], Pace] = {}
         self._last_sent: dict[str, float] = {}
+        self._aside: dict[str, float] = {}
+        """Batches that were set aside, and when they may run again."""
         self._resumes_at = 0.0
         self._looked_at = 0.0
 
     async def run(self) -> None:
-        """Run until no batch is open. Raises OSError for a folder that cannot be used."""
+        """Run until no batch is open. Raises OSError for a folder that cannot be read."""
         try:
             while await self._look() or self._runs:
                 self._dispatch()
@@ -115,74 +146,126 @@ class Engine:
                 for run in list(self._runs.values()):
                     await self._advance(run)
         finally:
-            for run in self._runs.values():
-                for task in run.tasks:
-                    task.cancel()
-                await asyncio.gather(*run.tasks, return_exceptions=True)
-                run.close()
+            for run in list(self._runs.values()):
+                await self._set_aside(run, 0.0)
 
     async def _look(self) -> bool:
         """Start new batches; return whether any is open."""
-        if time.monotonic() - self._looked_at < LOOK_S and self._runs:
+        now = time.monotonic()
+        if now - self._looked_at < LOOK_S and self._runs:
             return True
-        self._looked_at = time.monotonic()
+        self._looked_at = now
         names = await asyncio.to_thread(self._folder.open_batches)
+        ids = {id for _, id in names}
+        self._aside = {id: at for id, at in self._aside.items() if id in ids}
+        names.sort(key=lambda name: self._aside.get(name[1], 0.0))  # those that had no turn yet first, by age
         for key, id in names:
-            if id in self._runs or time.monotonic() < self._resumes_at:
+            if id in self._runs or now < self._resumes_at:
                 continue
-            if self._has_place(key) or self._folder.is_cancelled(key, id):
-                with self._tolerating_full_disk():
-                    run = await asyncio.to_thread(self._begin, key, id)
-                    if run is not None:
-                        self._runs[id] = run
+            if not self._folder.is_cancelled(key, id) and (
+                now < self._aside.get(id, 0.0) or not await self._has_place(key)
+            ):
+                continue
+            run = await self._contain(id, self._begin, key, id)
+            if run is not None:
+                self._runs[id] = run
         return bool(names)
 
-    def _has_place(self, key: str) -> bool:
-        """Whether one more batch of a key may run."""
-        of_key = sum(run.batch.key == key for run in self._runs.values())
-        return of_key < RUNS_OF_KEY and len(self._runs) < RUNS
+    async def _has_place(self, key: str) -> bool:
+        """Whether one more batch of a key may run. One that makes no progress is set aside for it."""
+        of_key = [run for run in self._runs.values() if run.batch.key == key]
+        if len(of_key) < RUNS_OF_KEY and len(self._runs) < RUNS:
+            return True
+        rivals = of_key if len(of_key) >= RUNS_OF_KEY else self._runs.values()
+        now = time.monotonic()
+        idle = [
+            run for run in rivals if run.pending and not run.tasks and not run.ending and now - run.active_at >= TURN_S
+        ]
+        if not idle:
+            return False
+        run = min(idle, key=lambda run: run.active_at)
+        resumes_at = min(self._pace(run.batch.key, model).resumes_at for model in run.pending)
+        pause_s = min(max(0.0, resumes_at - now), max(0.0, run.batch.expires - time.time()))
+        await self._contain(run.batch.id, self._write, run)
+        await self._set_aside(run, pause_s)
+        return True
+
+    async def _set_aside(self, run: Run, pause_s: float) -> None:
+        """Close a batch for a time; it then waits for a place."""
+        for task in run.tasks:
+            task.cancel()
+        await asyncio.gather(*run.tasks, return_exceptions=True)
+        if self._runs.pop(run.batch.id, None) is not None:
+            self._aside[run.batch.id] = time.monotonic() + pause_s
+            with contextlib.suppress(OSError):  # results that were not synced are checked when it is opened again
+                await asyncio.to_thread(run.close)
 
     def _begin(self, key: str, id: str) -> Run | None:
         """Open a batch: check its lines, and skip those that have results.
 
         (1) it has ended, but the process was killed before its marker was removed: remove the marker;
         (2) it was finalizing: finish that;
-        (3) its file is invalid, or its results are damaged: it fails;
+        (3) its value or its results are damaged, or its file is damaged or invalid: it fails;
         (4) otherwise it runs.
+
+        Raises OSError.
         """
-        folder, now = self._folder, time.time()
-        batch = folder.batch(key, id)
+        folder = self._folder
+        try:
+            batch = folder.batch(key, id)
+        except Damaged:  # (3)
+            log.error("batch_damaged", batch=id, key=key)
+            self._fail_lost(of_lost_value(id, key, *(new_id("file-", time.time()) for _ in range(2))))
+            return None
         if batch is None or not batch.status.is_open:  # (1)
             folder.close(key, id)
             return None
         if batch.status is Status.FINALIZING:  # (2)
             self._close(batch, batch.outcome or Status.COMPLETED)
             return None
-        work = folder.work_folder(batch)
-        longest = self._bounds.longest_line
-        raw_lines = offsets(work / INPUT, longest)
-        lines, problems = reading.check(raw_lines, batch.endpoint, self._bounds.most_lines, longest)
-        if problems:  # (3)
-            self._close(replace(batch, problems=tuple(problems)), Status.FAILED)
-            return None
-        results = Results(work)
         try:
+            return self._open(batch)  # (4)
+        except Unusable as unusable:  # (3)
+            self._close(replace(batch, problems=unusable.problems), Status.FAILED)
+            return None
+
+    def _open(self, batch: Batch) -> Run:
+        """Open a batch's files. Raises Unusable or OSError."""
+        folder, work = self._folder, self._folder.work_folder(batch)
+        lines = self._lines(batch, work / INPUT)
+        with contextlib.ExitStack() as opened:
+            results = Results(work)
+            opened.callback(results.close)
             done, counts = _done(results)
-        except msgspec.DecodeError as error:  # (3)
-            results.close()
-            problem = Problem(code="results_damaged", message=f"the disk damaged the results: {error}")
-            self._close(replace(batch, problems=(problem,)), Status.FAILED)
-            return None
-        counts = replace(counts, total=len(lines))
-        left = [line for line in lines if line.custom_id not in done]
-        running = replace(batch, status=Status.IN_PROGRESS, began=batch.began or now)
-        try:
+            counts = replace(counts, total=len(lines))
+            left = [line for line in lines if line.custom_id not in done]
+            running = replace(batch, status=Status.IN_PROGRESS, began=batch.began or time.time())
             folder.write_batch(replace(running, counts=counts))
-        except OSError:
-            results.close()
+            input = os.open(work / INPUT, os.O_RDONLY | os.O_CLOEXEC)
+            opened.pop_all()
+        log.info("batch_started", batch=batch.id, key=batch.key, lines=len(lines), remaining=len(left))
+        return Run(running, results, left, input, counts)
+
+    def _lines(self, batch: Batch, path: Path) -> list[Line]:
+        """Return the lines of a batch. Raises Unusable or OSError."""
+        most, longest = self._bounds.most_lines, self._bounds.longest_line
+        try:
+            lines, problems = reading.check(offsets(path, longest), batch.endpoint, most, longest)
+        except OSError as error:
+            if is_damage(error):
+                raise Unusable(_damaged("input", error)) from None
             raise
-        log.info("batch_started", batch=id, key=key, lines=len(lines), remaining=len(left))
-        return Run(running, results, left, os.open(work / INPUT, os.O_RDONLY | os.O_CLOEXEC), counts)
+        if problems:
+            raise Unusable(*problems)
+        return lines
+
+    def _fail_lost(self, batch: Batch) -> None:
+        """End a batch whose value is damaged, with the results that it has. Raises OSError."""
+        counts = Counts()
+        with contextlib.suppress(Unusable), contextlib.closing(Results(self._folder.work_folder(batch))) as results:
+            counts = _done(results)[1]
+        problem = Problem(code="batch_damaged", message="the disk damaged the description of this batch")
+        self._close(replace(batch, counts=replace(counts, total=counts.done), problems=(problem,)), Status.FAILED)
 
     def _dispatch(self) -> None:
         """Send as many lines as may be sent."""
@@ -226,10 +309,11 @@ class Engine:
             again = reading.verdict(answer, run.tries[line.number])
         except NoAnswer as error:
             again = Again(1.0, counts=False, why=str(error))
+        except Unusable as unusable:
+            run.fail(*unusable.problems)
+            again = Again(0.0, counts=False, why="")
         except KeyGone:
-            run.ending = "failed"
-            problem = Problem(code="key_gone", message="the API key is revoked, has expired or may not make requests")
-            run.batch = replace(run.batch, problems=(problem,))
+            run.fail(Problem(code=reading.KEY_GONE, message=NO_KEY))
             again = Again(0.0, counts=False, why="")
         finally:
             pace.under_way -= 1
@@ -249,12 +333,16 @@ class Engine:
         run.give_back(line)
 
     def _add(self, run: Run, line: Line, succeeded: bool, result: bytes, kind: str = "failed") -> bool:
-        """Add a result; False: the disk is full."""
+        """Add a result; False: the disk is full, or failed."""
         try:
             run.results.add(result, to_errors=not succeeded and run.batch.form is Form.OPENAI)
         except OSError as error:
-            self._rest(error)
+            if is_full(error):
+                self._rest(error)
+            else:
+                run.fault = error
             return False
+        run.active_at = time.monotonic()
         counts, name = run.batch.counts, "succeeded" if succeeded else kind
         run.batch = replace(run.batch, counts=replace(counts, **{name: getattr(counts, name) + 1}))
         run.tries.pop(line.number, None)
@@ -267,7 +355,8 @@ class Engine:
         now, batch = time.time(), run.batch
         for task in [t for t in run.tasks if t.done()]:
             run.tasks.discard(task)
-            task.result()  # raises unexpected errors, which end this process; the next one continues
+            if not task.cancelled() and isinstance(error := task.exception(), Exception):
+                run.fault = error
         if not run.ending:
             if at := self._folder.cancel_requested_at(batch):
                 run.ending = "cancelled"
@@ -280,7 +369,10 @@ class Engine:
             await asyncio.gather(*run.tasks, return_exceptions=True)
             run.tasks.clear()
             self._end_rest(run)
-        if not run.tasks and not run.pending:
+        if run.fault is not None:
+            log.error("batch_interrupted", batch=batch.id, why=str(run.fault), exc_info=run.fault)
+            await self._set_aside(run, FAULT_S)
+        elif not run.tasks and not run.pending:
             await self._finish(run)
         elif time.monotonic() - run.written_at >= WRITE_S:
             run.written_at = time.monotonic()
@@ -288,8 +380,7 @@ class Engine:
             left_s = run.progress.finish_in_s(run.batch.counts.total)
             waits_for = "" if run.tasks else run.why
             run.batch = replace(run.batch, finish_at=now + left_s if left_s else 0.0, waits_for=waits_for)
-            with self._tolerating_full_disk():
-                await asyncio.to_thread(self._write, run)
+            await self._contain(batch.id, self._write, run)
 
     def _write(self, run: Run) -> None:
         run.results.sync()
@@ -312,13 +403,16 @@ class Engine:
 
     async def _finish(self, run: Run) -> None:
         outcome = {"": Status.COMPLETED}.get(run.ending) or Status(run.ending)
-        with self._tolerating_full_disk():
-            await asyncio.to_thread(run.results.sync)
-            await asyncio.to_thread(self._close, run.batch, outcome)
-            run.close()
+        if await self._contain(run.batch.id, self._end, run, outcome):
             del self._runs[run.batch.id]
             keys = {other.batch.key for other in self._runs.values()}
             self._paces = {(key, model): pace for (key, model), pace in self._paces.items() if key in keys}
+
+    def _end(self, run: Run, outcome: Status) -> bool:
+        run.results.sync()
+        self._close(run.batch, outcome)
+        run.close()
+        return True
 
     def _close(self, batch: Batch, outcome: Status) -> None:
         now = time.time()
@@ -329,25 +423,48 @@ class Engine:
         self._folder.end(replace(finalizing, status=outcome, ended=now, removed_at=now + self._bounds.ttl_s))
         log.info("batch_ended", batch=batch.id, outcome=outcome, **msgspec.to_builtins(batch.counts))
 
-    @contextlib.contextmanager
-    def _tolerating_full_disk(self) -> Iterator[None]:
+    async def _contain(self, id: str, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Return what `do` returns, on a thread. If the disk is full, all batches pause; any other fault of the disk
+        sets one batch aside, and None is returned."""
         try:
-            yield
+            return await asyncio.to_thread(do, *args, **kwargs)
         except OSError as error:
-            self._rest(error)
+            if is_full(error):
+                self._rest(error)
+                return None
+            log.error("batch_disk_error", batch=id, why=str(error))
+            if (run := self._runs.get(id)) is not None:
+                await self._set_aside(run, FAULT_S)
+            else:
+                self._aside[id] = time.monotonic() + FAULT_S
+            return None
 
     def _rest(self, error: OSError) -> None:
-        """Pause, because the disk is full. Re-raises every other error."""
-        if not is_full(error):
-            raise error
+        """Pause, because the disk is full."""
         self._resumes_at = time.monotonic() + FULL_S
         for run in self._runs.values():
             run.why = "the disk with the files is full"
         log.error("batches_paused", why=str(error))
 
 
+def _damaged(what: str, error: Exception, line: int = 0) -> Problem:
+    why = error.strerror if isinstance(error, OSError) else str(error)
+    return Problem(code=f"{what}_damaged", message=f"the {what} cannot be read from the disk: {why}", line=line)
+
+
 def _done(results: Results) -> tuple[set[str], Counts]:
-    """Return the ids of the lines that have results, and the numbers of results by kind."""
+    """Return the ids of the lines that have results, and the numbers of results by kind. Raises Unusable or OSError."""
+    try:
+        return _counted(results)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Unusable(_damaged("results", error)) from None
+    except OSError as error:
+        if is_damage(error):
+            raise Unusable(_damaged("results", error)) from None
+        raise
+
+
+def _counted(results: Results) -> tuple[set[str], Counts]:
     done: set[str] = set()
     number: Counter[str] = Counter()
     kinds = {"succeeded": "succeeded", "canceled": "cancelled", "expired": "expired"}
@@ -356,7 +473,7 @@ def _done(results: Results) -> tuple[set[str], Counts]:
         head = msgspec.json.decode(raw, type=reading.ResultHead)
         done.add(head.custom_id)
         if head.result:
-            kind = kinds.get(head.result["type"], "failed")
+            kind = kinds.get(head.result.get("type", ""), "failed")
         else:
             kind = codes.get((head.error or {}).get("code", ""), "failed") if is_error else "succeeded"
         number[kind] += 1

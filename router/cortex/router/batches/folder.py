@@ -16,11 +16,12 @@ one. Every call may block and may raise OSError: call from threads.
 
 import contextlib
 import errno
+import fcntl
 import itertools
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -28,7 +29,7 @@ import msgspec
 from msgspec.structs import replace
 
 from cortex.platform.settings import Gateway
-from cortex.router.batches.batch import Batch, Status, StoredFile
+from cortex.router.batches.batch import WINDOW_S, Batch, Status, StoredFile
 from cortex.router.batches.results import ERRORS, RESULTS
 
 T = TypeVar("T")
@@ -40,10 +41,15 @@ BLOCK = 4096
 UPLOAD_S = 24 * 3600.0
 """After this time an unfinished write is removed, as its process was killed."""
 INPUT, CANCEL = "input.jsonl", "cancel"
+BATCHES = ("batch_", "msgbatch_")
 
 
 class BadName(Exception):
     """An id or key is not of this folder's form."""
+
+
+class Damaged(Exception):
+    """The value of a file or batch cannot be decoded. Its name is the argument."""
 
 
 def new_id(prefix: str, now: float) -> str:
@@ -61,6 +67,24 @@ class Folder:
     def of(cls, gateway: Gateway) -> "Folder":
         """Return the folder of the settings."""
         return cls(Path(gateway.files_dir).expanduser())
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the lock of the batch worker. Raises BlockingIOError if another process has it."""
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def is_locked(self) -> bool:
+        """Whether a batch worker runs, of this router or another one."""
+        try:
+            with self.lock():
+                return False
+        except BlockingIOError:
+            return True
 
     # Files.
 
@@ -80,12 +104,12 @@ class Folder:
             raise
 
     def file(self, key: str, id: str) -> StoredFile | None:
-        """Return a file of a key, or None."""
+        """Return a file of a key, or None. Raises Damaged."""
         return self._read(self._of(key) / f"{_file(id)}.json", StoredFile)
 
     def files(self, key: str) -> Iterator[StoredFile]:
         """Yield the files of a key, the newest first."""
-        yield from self._all(key, "file-", StoredFile)
+        yield from self._values(self._paths(key, "file-"), StoredFile)
 
     def content(self, key: str, id: str) -> Path:
         """Return the path of a file's content."""
@@ -125,13 +149,13 @@ class Folder:
         self._write(self._of(batch.key) / f"{_batch(batch.id)}.json", batch)
 
     def batch(self, key: str, id: str) -> Batch | None:
-        """Return a batch of a key, or None."""
-        return self._cancelling(self._read(self._of(key) / f"{_batch(id)}.json", Batch))
+        """Return a batch of a key, or None. Raises Damaged."""
+        batch = self._read(self._of(key) / f"{_batch(id)}.json", Batch)
+        return batch and self._cancelling(batch)
 
     def batches(self, key: str) -> Iterator[Batch]:
         """Yield the batches of a key, the newest first."""
-        for batch in self._all(key, ("batch_", "msgbatch_"), Batch):
-            yield self._cancelling(batch) or batch
+        yield from map(self._cancelling, self._values(self._paths(key, BATCHES), Batch))
 
     def open_batches(self) -> list[tuple[str, str]]:
         """Return the keys and ids of the batches that have not ended, the oldest first."""
@@ -207,15 +231,28 @@ class Folder:
             return sorted(n for n in os.listdir(self.path / "keys") if _KEY.fullmatch(n))  # noqa: PTH208
         return []
 
-    def newest(self, most: int) -> tuple[Batch, ...]:
-        """Return the newest batches of all keys."""
-        batches = [b for key in self.owners() for b in itertools.islice(self.batches(key), most)]
-        return tuple(sorted(batches, key=lambda b: b.created, reverse=True)[:most])
+    def newest(self, most: int, after: str = "") -> tuple[Batch, ...]:
+        """Return the newest batches of all keys, or the next ones after the batch with the id `after`."""
+        paths = [path for key in self.owners() for path in self._paths(key, BATCHES)]
+        paths.sort(key=_by_time, reverse=True)
+        older = (p for p in paths if not after or _by_time(p) < (after[-24:], after))
+        return tuple(map(self._cancelling, itertools.islice(self._values(older, Batch), most)))
 
-    def sweep(self, now: float) -> int:
-        """Remove expired files and batches; return their number."""
+    def find(self, id: str) -> Batch | None:
+        """Return a batch of any key, or None. Raises Damaged."""
+        for key in self.owners():
+            if (batch := self.batch(key, id)) is not None:
+                return batch
+        return None
+
+    def sweep(self, now: float, ttl_s: float) -> int:
+        """Remove expired files and batches; return their number. The end of a batch whose value is damaged is unknown:
+        it is removed when any batch of its age would be."""
         open_names = set(self.open_batches())
-        running = [b for b in (self.batch(*names) for names in open_names) if b is not None]
+        running: list[Batch] = []
+        for names in open_names:
+            with contextlib.suppress(Damaged):  # the batch worker ends it
+                running += [b for b in (self.batch(*names),) if b is not None]
         in_use = {id for b in running for id in (b.input_file, b.output_file, b.error_file)}
         number = 0
         for key in self.owners():
@@ -228,6 +265,9 @@ class Folder:
             for file in list(self.files(key)):
                 if file.expires <= now and file.id not in in_use:
                     number += self.remove_file(key, file.id)
+            for path in self._damaged(key):
+                if (key, path.stem) not in open_names and path.stat().st_mtime <= now - WINDOW_S - ttl_s:
+                    number += _unlinked(path)  # the rest of it is then partial
             self._remove_partial(self._of(key), now, in_use | {id for _, id in open_names})
         self._remove_partial(self.path / "uploads", now, set())
         return number
@@ -248,9 +288,9 @@ class Folder:
                 else:
                     path.unlink(missing_ok=True)
 
-    def _cancelling(self, batch: Batch | None) -> Batch | None:
+    def _cancelling(self, batch: Batch) -> Batch:
         """Return a batch as cancelling if that was requested and the batch worker has not seen it yet."""
-        if batch is None or not batch.status.is_open or batch.cancelled_at:
+        if not batch.status.is_open or batch.cancelled_at:
             return batch
         at = self.cancel_requested_at(batch)
         return replace(batch, status=Status.CANCELLING, cancelled_at=at) if at else batch
@@ -266,20 +306,36 @@ class Folder:
             folder.mkdir(mode=0o700, exist_ok=True)
         return folder
 
-    def _all(self, key: str, prefix: str | tuple[str, ...], kind: type[T]) -> Iterator[T]:
+    def _paths(self, key: str, prefix: str | tuple[str, ...]) -> list[Path]:
+        """Return the paths of a key's values, the newest first."""
         names: list[str] = []
         with contextlib.suppress(FileNotFoundError):
             names = [n for n in os.listdir(self._of(key)) if n.startswith(prefix) and n.endswith(".json")]  # noqa: PTH208
-        for name in sorted(names, key=lambda n: n[-29:], reverse=True):  # by the time in the id
-            value = self._read(self._of(key) / name, kind)
-            if value is not None:
-                yield value
+        return sorted((self._of(key) / name for name in names), key=_by_time, reverse=True)
+
+    def _values(self, paths: Iterable[Path], kind: type[T]) -> Iterator[T]:
+        """Yield those of the values that can be read."""
+        for path in paths:
+            with contextlib.suppress(Damaged):
+                value = self._read(path, kind)
+                if value is not None:
+                    yield value
+
+    def _damaged(self, key: str) -> Iterator[Path]:
+        for prefix, kind in ((BATCHES, Batch), ("file-", StoredFile)):
+            for path in self._paths(key, prefix):
+                try:
+                    self._read(path, kind)
+                except Damaged:
+                    yield path
 
     def _read(self, path: Path, kind: type[T]) -> T | None:
         try:
             return msgspec.json.decode(path.read_bytes(), type=kind)
-        except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
+        except FileNotFoundError:
             return None
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            raise Damaged(path.stem) from None
 
     def _write(self, path: Path, value: object) -> None:
         draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -314,6 +370,11 @@ def offsets(path: Path, longest: int) -> Iterator[tuple[int, bytes]]:
             at += size
 
 
+def is_damage(error: OSError) -> bool:
+    """Whether a read failed because a file is damaged or gone, so that it fails again."""
+    return error.errno in (errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ENOENT)
+
+
 def is_full(error: OSError) -> bool:
     """Whether a write failed because the disk or this user's quota of it is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -335,6 +396,10 @@ def _valid(form: re.Pattern[str], name: str) -> str:
     if not form.fullmatch(name):
         raise BadName(name[:100])
     return name
+
+
+def _by_time(path: Path) -> tuple[str, str]:
+    return path.stem[-24:], path.stem
 
 
 def _unlinked(path: Path) -> bool:

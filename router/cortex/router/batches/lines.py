@@ -22,6 +22,8 @@ MOST_PROBLEMS = 100
 TRIES = 3
 """How often a line is sent if its worker fails or times out."""
 LONGEST_PAUSE_S = 3600.0
+KEY_GONE = "key_gone"
+"""The problem of a batch whose key may no longer make requests."""
 
 
 class _Input(Struct, frozen=True):
@@ -56,6 +58,8 @@ class Answer(Struct, frozen=True, kw_only=True):
     retry_after_s: float | None = None
     may_retry: bool = True
     """Whether the router's answer allows a retry."""
+    from_worker: bool = False
+    """Whether a worker answered: its text may quote the prompt."""
 
 
 class Again(Struct, frozen=True):
@@ -156,7 +160,7 @@ def body_of(raw: bytes) -> bytes:
 def verdict(answer: Answer, tries: int) -> Again | None:
     """Return how a line is sent again after its answer number `tries`; None: the answer is its result.
 
-    (1) 401: raises KeyGone.
+    (1) 401: the pass is no longer valid, and the next try has a new one; if the answer forbids a retry, raises KeyGone.
     (2) 429: a rate limit, a budget or a full queue; it is sent again when that allows.
     (3) 503, or 529 in Anthropic's dialect: there is no room, or the batch gives way; it is sent again, unless the
         answer forbids a retry, as for a function that cannot start.
@@ -165,14 +169,14 @@ def verdict(answer: Answer, tries: int) -> Again | None:
     """
     pause_s = min(LONGEST_PAUSE_S, max(1.0, answer.retry_after_s or 0.0))
     match answer.status:
-        case 401:  # (1)
+        case 401 if not answer.may_retry:  # (1)
             raise KeyGone
-        case 429:  # (2)
-            return Again(pause_s, counts=False, why=_message(answer.body))
+        case 401 | 429:  # (1), (2)
+            return Again(pause_s, counts=False, why=_reason(answer))
         case 503 | 529 if answer.may_retry:  # (3)
-            return Again(pause_s, counts=False, why=_message(answer.body))
+            return Again(pause_s, counts=False, why=_reason(answer))
         case 500 | 502 | 504 if tries < TRIES and answer.may_retry:  # (4)
-            return Again(pause_s, counts=True, why=_message(answer.body))
+            return Again(pause_s, counts=True, why=f"the last answer had status {answer.status}")
     return None  # (5)
 
 
@@ -184,11 +188,14 @@ class _Envelope(Struct, frozen=True):
     error: _Error = _Error()
 
 
-def _message(body: bytes) -> str:
+def _reason(answer: Answer) -> str:
+    """Return why a line waits, without a worker's text."""
+    if answer.from_worker:
+        return f"its worker answered with status {answer.status}"
     try:
-        return msgspec.json.decode(body, type=_Envelope).error.message[:300]
+        return msgspec.json.decode(answer.body, type=_Envelope).error.message[:300]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ""
+        return f"the last answer had status {answer.status}"
 
 
 # Results.
@@ -212,7 +219,9 @@ def ending(batch: Batch, line: Line, code: str, message: str) -> bytes:
     """Return the result of a line that was not sent, because the batch is `cancelled`, `expired` or `failed`."""
     if batch.form is Form.ANTHROPIC:
         kinds: dict[str, dict[str, Any]] = {"cancelled": {"type": "canceled"}, "expired": {"type": "expired"}}
-        error = {"type": "error", "error": {"type": "authentication_error", "message": message}}
+        is_refused = any(problem.code == KEY_GONE for problem in batch.problems)
+        kind = "authentication_error" if is_refused else "api_error"
+        error = {"type": "error", "error": {"type": kind, "message": message}}
         return _message_result(line, kinds.get(code) or {"type": "errored", "error": error})
     return _openai_result(batch, line, None, {"code": f"batch_{code}", "message": message})
 

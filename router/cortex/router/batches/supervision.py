@@ -1,6 +1,7 @@
 """Keeps a batch worker running while there is an open batch: a thread in the first process of a router.
 
-Without an open batch there is no batch worker. One that exits while a batch is open is restarted after a growing pause.
+Without an open batch there is no batch worker, and a folder that routers share has one. A batch worker that exits while
+a batch is open is restarted after a growing pause.
 """
 
 import contextlib
@@ -47,7 +48,7 @@ class BatchWorker:
         pause_s = FIRST_PAUSE_S
         while not self._stops.wait(LOOK_S):
             try:
-                if not self._folder.open_batches():
+                if not self._folder.open_batches() or self._folder.is_locked():
                     continue
                 started = time.monotonic()
                 code = self._run()

@@ -9,12 +9,9 @@ may be killed at any time and is run again, like a download. It ends with its wo
 """
 
 import contextlib
-import fcntl
 import os
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import redis
@@ -52,7 +49,7 @@ def main() -> None:
     folder = Folder.of(settings.gateway)
     name = RecordKeys(settings.redis.prefix).batch_queue(settings.host_name)
     try:
-        with _lock(folder.path / "lock"), contextlib.closing(redis_clients.client(settings.redis_url, None)) as client:
+        with folder.lock(), contextlib.closing(redis_clients.client(settings.redis_url, None)) as client:
             queue = Queue(name, connection=client, job_class=job.RunJob, serializer=JSONSerializer)
             queue.empty()  # type: ignore[no-untyped-call]  # jobs of dead workers
             id = f"batches-{os.getpid()}-{int(time.time())}"
@@ -64,17 +61,6 @@ def main() -> None:
     except (redis.RedisError, OSError) as error:
         log.warning("batches_interrupted", why=str(error))
     sys.exit(1 if folder.open_batches() else 0)
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold the folder's lock. Raises BlockingIOError if another process has it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`/v1/batches`: a key's batches, in the form of OpenAI's API; `/admin/batches`: those of all keys."""
 
 import time
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from litestar import Request, get, post
@@ -43,6 +44,12 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
     async def own(request: Http, id: str) -> Batch:
         return await batch_of(folder, calls, caller(request).id, id)
 
+    async def found(id: str) -> Batch:
+        batch = await calls.call(_known, lambda: folder.find(id))
+        if batch is None:
+            raise BatchNotFound(id)
+        return batch
+
     @post("/v1/batches", status_code=200, opt={"needs": "inference", "body": NewBatch})
     async def make(request: Http) -> dict[str, Any]:
         """Create a batch from a file. Its lines run when nothing else needs the hosts."""
@@ -74,25 +81,26 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
         return openai_batch(await cancelled(folder, calls, await own(request, id)))
 
     @get("/admin/batches", opt={"needs": "status"})
-    async def every(limit: MoreLimit = 100) -> BatchesAnswer:
-        """List the batches of all keys, the newest first."""
-        return BatchesAnswer(await calls.call(folder.newest, limit))
+    async def every(limit: MoreLimit = 100, after: str = "") -> BatchesAnswer:
+        """List the batches of all keys, the newest first, or the next ones after the batch with the id `after`."""
+        return BatchesAnswer(await calls.call(folder.newest, limit, after))
+
+    @get("/admin/batches/{id:str}", opt={"needs": "status"})
+    async def of_any_key(id: str) -> BatchesAnswer:
+        """Return one batch of any key."""
+        return BatchesAnswer((await found(id),))
 
     @post("/admin/batches/{id:str}/cancel", status_code=200, opt={"needs": "admin"})
     async def stop(id: str) -> BatchesAnswer:
         """Cancel a batch of any key."""
-        for key in await calls.call(folder.owners):
-            batch = await calls.call(_batch, folder, key, id)
-            if batch is not None:
-                return BatchesAnswer((await cancelled(folder, calls, batch),))
-        raise BatchNotFound(id)
+        return BatchesAnswer((await cancelled(folder, calls, await found(id)),))
 
-    return [make, ls, show, cancel, every, stop]
+    return [make, ls, show, cancel, every, of_any_key, stop]
 
 
 async def batch_of(folder: Folder, calls: FolderCalls, key: str, id: str) -> Batch:
     """Return a key's batch. Raises BatchNotFound."""
-    batch = await calls.call(_batch, folder, key, id)
+    batch = await calls.call(_known, lambda: folder.batch(key, id))
     if batch is None:
         raise BatchNotFound(id)
     return batch
@@ -133,8 +141,8 @@ def new_batch(
     )
 
 
-def _batch(folder: Folder, key: str, id: str) -> Batch | None:
+def _known(look: Callable[[], Batch | None]) -> Batch | None:
     try:
-        return folder.batch(key, id)
+        return look()
     except BadName:
         return None
