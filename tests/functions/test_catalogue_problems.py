@@ -57,6 +57,10 @@ PROBLEMS = {
         ONE + 'args = ["--a", 1]',
         ["models.toml:4: m: args: Expected `str`, got `int` - at `$[1]`"],
     ),
+    "the name at a program for an engine of cortex": (
+        ONE + 'served_name = "tts-1"',
+        ['models.toml:4: m: served_name is for engine = "command", not "fake"'],
+    ),
     "a truth value for a number": (
         ONE + "queue = true",
         ["models.toml:4: m: queue: Expected `int`, got `bool`"],

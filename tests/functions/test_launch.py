@@ -449,6 +449,15 @@ def test_placeholders_of_a_command_are_replaced() -> None:
     )  # fmt: skip
 
 
+def test_a_command_gets_the_name_that_its_program_serves() -> None:
+    function = of(Engine.COMMAND, command=("serve", "{port}", "{model}"), served_name="tts-1")
+
+    result = launch(function, CONTEXT)
+
+    assert result.argv == ("serve", "20001", "tts-1")
+    assert result.served_name == "tts-1"
+
+
 def test_placeholders_in_inserted_values_are_not_replaced() -> None:
     result = launch(Function(id="{key_file}", engine=Engine.COMMAND, command=("serve", "{model}", "{port}")), CONTEXT)
 

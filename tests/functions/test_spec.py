@@ -67,6 +67,7 @@ CHANGES: dict[str, Any] = {
     "start": Start.FULL,
     "command": ("serve", "{port}"),
     "health_path": "/ready",
+    "served_name": "tts-1",
     "dialects": ("chat",),
 }
 

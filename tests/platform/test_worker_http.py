@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from cortex.platform import worker_http
 from cortex.platform.record import Instance
@@ -132,6 +133,15 @@ def a_worker(models: bytes, *, key: str = "", refused: int = 401) -> Handler:
     return handler
 
 
+def without_list(health: int) -> Handler:
+    """A program without `/v1/models`."""
+
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(status=health if request.path == "/health" else 404)
+
+    return handler
+
+
 F = b'{"data": [{"id": "f"}]}'
 """A list with the function of the instance."""
 
@@ -151,15 +161,30 @@ def at(url: str, server: str = "command") -> Instance:
         (a_worker(b"<html>"), False),
         (a_worker(b"[" * 50_000), False),
         (without_end, False),
+        (without_list(health=200), True),
+        (without_list(health=500), False),
         (answering(F, **{"Content-Encoding": "br"}), False),
     ],
-    ids=["open", "right-key", "401", "403", "other-model", "html", "deep", "endless", "br"],
+    ids=["open", "right-key", "401", "403", "other-model", "html", "deep", "endless", "no-list", "no-list-ill", "br"],
 )
 async def test_a_worker_is_verified_by_its_key_and_its_model(
     http: aiohttp.ClientSession, handler: Handler, serves: bool
 ) -> None:
     async with serving(handler) as url:
         assert await worker_http.serves(http, at(url), "right") is serves
+
+
+async def test_only_a_command_may_have_no_list(http: aiohttp.ClientSession) -> None:
+    async with serving(without_list(health=200)) as url:
+        assert not await worker_http.serves(http, at(url, "llama-server"), "right")
+
+
+async def test_a_worker_that_lists_another_name_is_verified_by_that_name(http: aiohttp.ClientSession) -> None:
+    async with serving(a_worker(b'{"data": [{"id": "tts-1"}]}')) as url:
+        named = replace(at(url), served_name="tts-1")
+
+        assert await worker_http.serves(http, named, "right")
+        assert not await worker_http.serves(http, at(url), "right")
 
 
 @pytest.mark.parametrize(

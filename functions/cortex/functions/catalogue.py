@@ -480,6 +480,8 @@ def _misfits(function: Function) -> Iterator[tuple[str, str]]:
             yield "command", f"unknown placeholder '{{{name}}}'{did_you_mean(name, PLACEHOLDERS, cutoff=0)}"
     elif function.command:
         yield "command", f'command is for engine = "command", not "{function.engine}"'
+    elif function.served_name:
+        yield "served_name", f'served_name is for engine = "command", not "{function.engine}"'
     if function.server and function.engine is not Engine.LLAMACPP:
         yield "server", f'server is for engine = "llamacpp", not "{function.engine}"'
     if not server_of(function).dialects:

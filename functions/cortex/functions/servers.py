@@ -77,6 +77,9 @@ _LLAMA = Server(
     stops_when_client_leaves=False,
 )
 
+COMMAND = "command"
+"""Any program, by its command line."""
+
 SERVERS: dict[str, Server] = {
     "vllm": Server(
         dialects=TALKS | {"embeddings", "rerank", "transcriptions", "translations"},
@@ -100,7 +103,7 @@ SERVERS: dict[str, Server] = {
         takes_audio=False,
         stops_when_client_leaves=False,
     ),
-    "command": Server(completion_tokens=None),
+    COMMAND: Server(completion_tokens=None),
     "fake": Server(
         native=frozenset(),
         dialects=TALKS | {"embeddings", "rerank"} | MEDIA,

@@ -146,12 +146,19 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     """With which of its engine's settings an instance starts. A change replaces no instance."""
     command: tuple[Word, ...] = ()
     health_path: Path = "/health"
+    served_name: Word = ""
+    """A command: the name of the model at its program; empty: the function's id."""
     dialects: tuple[Endpoint, ...] = ()
 
     @property
     def base_id(self) -> str:
         """The id of the function whose instances serve it: its own, or that of its base."""
         return self.variant_of or self.id
+
+    @property
+    def name_at_worker(self) -> str:
+        """The name of the model at its worker."""
+        return self.served_name or self.base_id
 
     @property
     def has_weights(self) -> bool:
@@ -179,7 +186,7 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
 LAUNCH_FIELDS = (
     "id", "engine", "source", "revision", "quant", "min_devices", "context", "args", "env", "target_concurrency",
     "server", "task", "dtype", "tool_parser", "reasoning_parser", "chat_template", "mmproj", "park", "command",
-    "health_path", "cache", "adapters",
+    "health_path", "served_name", "cache", "adapters",
 )  # fmt: skip
 """Fields that change the worker's command. A change of any of them makes a new revision."""
 

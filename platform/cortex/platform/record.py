@@ -129,6 +129,8 @@ class Instance(Struct, frozen=True, kw_only=True):
     server: str = ""
     """Its server, a row of `servers.py`."""
     health_path: str = "/health"
+    served_name: str = ""
+    """The model's name at the worker, if that is not the function's id."""
     warm: bool = False
     """Whether a parked launcher started it."""
     sleeps: bool = False
@@ -201,6 +203,11 @@ class Instance(Struct, frozen=True, kw_only=True):
     """The host's name when it was started: its key follows from that name, also after the host is renamed."""
     host: str = ""
     """The host it is on. The reader of a host's record sets it, whatever the record says: a key follows from it."""
+
+    @property
+    def name_at_worker(self) -> str:
+        """The name of the model at the worker."""
+        return self.served_name or self.function
 
     @property
     def held_mb(self) -> int:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import aiohttp
 
-from cortex.functions.servers import SERVERS
+from cortex.functions.servers import COMMAND, SERVERS
 from cortex.platform import model_list
 from cortex.platform.record import Instance
 
@@ -31,6 +31,7 @@ MODELS_BYTES = 2 * 1024 * 1024
 PIECE_BYTES = 256 * 1024
 UNAUTHORIZED = 401
 KEY_REFUSED = frozenset({401, 403})
+NO_SUCH_PATH = frozenset({404, 405, 501})
 REDIRECTS = frozenset({300, 301, 302, 303, 305, 307, 308})
 _PLAIN = frozenset({"", "identity"})
 _OTHER = frozenset({"br", "zstd", "compress", "dcb", "dcz"})
@@ -189,6 +190,7 @@ def too_long(most: int) -> Unreadable:
 
 async def serves(http: aiohttp.ClientSession, instance: Instance, key: str) -> bool:
     """Return whether the worker at an instance's address is the instance: it accepts the key and lists the function.
+    A command without a list is taken for it when its health check answers: its port rests after it (`ports.py`).
 
     Raises what aiohttp raises.
     """
@@ -196,13 +198,19 @@ async def serves(http: aiohttp.ClientSession, instance: Instance, key: str) -> b
     url = f"{instance.url}/v1/models"
     try:
         async with http.get(url, headers=headers(key), timeout=within, allow_redirects=False) as response:
-            if response.status != 200:
-                return False
-            return instance.function in model_list.read(await whole(response, MODELS_BYTES))
+            if response.status == 200:
+                return instance.name_at_worker in model_list.read(await whole(response, MODELS_BYTES))
+            unlisted = has_no_list(instance, response.status)
     except TimeoutError:  # callers take a bare TimeoutError for the request's own time limit
         raise aiohttp.ServerTimeoutError(f"{instance.url} did not list its models within {PROOF_S:g} s") from None
     except (Unreadable, ValueError):
         return False
+    return unlisted and await is_well(http, instance, key)
+
+
+def has_no_list(instance: Instance, status: int) -> bool:
+    """Return whether a worker's answer to `/v1/models` says that its program has no list of models."""
+    return instance.server == COMMAND and status in NO_SUCH_PATH
 
 
 async def read(http: aiohttp.ClientSession, instance: Instance, key: str, path: str) -> tuple[int, bytes]:

@@ -57,7 +57,9 @@ class Target(Struct, frozen=True):
     @property
     def worker_model(self) -> str:
         """The function's name at its workers."""
-        return self.function.id if self.has_adapter and self.base.engine is Engine.VLLM else self.base.id
+        if self.has_adapter and self.base.engine is Engine.VLLM:
+            return self.function.id
+        return self.base.name_at_worker
 
     @property
     def has_adapter(self) -> bool:

@@ -1,5 +1,6 @@
 """Which weights may be loaded: real files, real links."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,19 @@ def test_a_function_may_allow_pickles(tmp_path: Path) -> None:
 
     assert local is not None
     assert local.path == str(tmp_path)
+
+
+def test_a_model_of_ctranslate2_is_not_a_pickle(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"\x06\0\0\0\x0c\0WhisperSpec")
+
+    refuse_pickles(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [pickle.dumps({}), pickle.dumps({}, 0), b"PK\x03\x04", b"", b"\x06\0", b"\x06\0\0x"]
+)
+def test_what_may_be_a_pickle_counts_as_one(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.bin").write_bytes(content)
+
+    with pytest.raises(NotAllowed):
+        refuse_pickles(tmp_path)

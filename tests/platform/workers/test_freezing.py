@@ -93,7 +93,7 @@ class Worker:
                 sleeps=sleeps,
                 parks_to=Tier.FREEZE,
             )
-            while await self.probe.served_models(instance.url, instance.health_path, id_) is None:  # noqa: ASYNC110
+            while await self.probe.served_models(instance) is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         return instance
 

@@ -150,6 +150,7 @@ def worker(error: Any, status: int = 400) -> Fault:
         ({"error": {"message": "full"}}, 429, Kind.RATE_LIMITED, "full"),
         ({"error": {"message": "slow"}}, 504, Kind.TIMEOUT, "slow"),
         ({}, 500, Kind.WORKER_ERROR, "the worker answered 500 without a message"),
+        ("Internal Server Error", 500, Kind.WORKER_ERROR, "the worker answered 500 without a message"),
     ],
 )
 def test_a_workers_error_maps_to_a_kind_and_its_message(body: Any, status: int, kind: Kind, message: str) -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 
 from cortex.functions.launch.context import Launch, LaunchContext, visible
+from cortex.functions.servers import COMMAND
 from cortex.functions.spec import Function
 
 PLACEHOLDERS = ("port", "host", "model", "source", "devices", "key_file")
@@ -30,7 +31,7 @@ def launch(function: Function, context: LaunchContext) -> Launch:
     values = {
         "port": str(context.port),
         "host": context.host,
-        "model": function.id,
+        "model": function.name_at_worker,
         "source": context.weights or function.weights,
         "devices": ",".join(context.devices),
         "key_file": context.key_file,
@@ -39,7 +40,8 @@ def launch(function: Function, context: LaunchContext) -> Launch:
         argv=(*(_replace(word, values) for word in function.command), *function.args),
         env={**function.env, **visible(context), "CORTEX_WORKER_KEY": context.key},
         health_path=function.health_path,
-        server="command",
+        served_name=function.served_name,
+        server=COMMAND,
         files={context.key_file: context.key} if has_placeholder(function.command, "key_file") else {},
     )
 

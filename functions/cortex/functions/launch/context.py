@@ -60,6 +60,8 @@ class Launch(Struct, frozen=True, kw_only=True):
     argv: tuple[str, ...]
     env: dict[str, str]
     health_path: str = "/health"
+    served_name: str = ""
+    """The model's name at the worker, if that is not the function's id."""
     server: str = ""
     """Its server, a row of `servers.py`."""
     files: dict[str, str] = {}

@@ -153,6 +153,7 @@ class Spawned(Struct, frozen=True, tag=True):
     url: str
     server: str = ""
     health_path: str = "/health"
+    served_name: str = ""
     path: str = "plain"
     warm: bool = False
     sleeps: bool = False

@@ -57,6 +57,7 @@ def spawned(state: HostState, event: events.Spawned, now: float) -> None:
         process = event.process
         instance = replace(instance, pid=process.pid, boot=process.boot, process_ticks=process.ticks, url=event.url)
         instance = replace(instance, server=event.server, health_path=event.health_path, key_host=state.host.name)
+        instance = replace(instance, served_name=event.served_name)
         instance = replace(instance, path=event.path, warm=event.warm, sleeps=event.sleeps, tricks=event.tricks)
         instance = replace(instance, adapters=event.adapters, adapter_problems=event.adapter_problems)
         put(state, replace(instance, started=now, last_sign=now))

@@ -46,8 +46,19 @@ def find_pickle(files: Iterable[Path]) -> Path | None:
     for count, file in enumerate(files):
         if file.suffix in SAFE:
             return None
-        if file.suffix in PICKLES and file.name != "training_args.bin":
+        if file.suffix in PICKLES and file.name != "training_args.bin" and not _holds_numbers(file):
             first = first or file
         if count > MOST_FILES:
             break
     return first
+
+
+def _holds_numbers(file: Path) -> bool:
+    """Return whether a file cannot be a pickle, whatever its name: CTranslate2's `model.bin` begins with its version,
+    a small number of four bytes, and no pickle or archive of one begins with a control character."""
+    try:
+        with file.open("rb") as opened:
+            first, *rest = opened.read(4)
+    except (OSError, ValueError):
+        return False
+    return 0 < first < 0x20 and rest == [0, 0, 0]

@@ -51,7 +51,7 @@ class HealthChecks:
 
     async def check(self, instance: Instance) -> None:
         """Check the health of a ready worker, and whether it uses CPU time while the checks fail."""
-        served = await self._probe.served_models(instance.url, instance.health_path, instance.id)
+        served = await self._probe.served_models(instance)
         if served is not None:
             self._misses.pop(instance.id, None)
             return
@@ -105,8 +105,8 @@ class HealthChecks:
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ADOPTION_PROBE_S):
-                served = await self._probe.served_models(instance.url, instance.health_path, instance.id)
-                if served is None or instance.function in served:
+                served = await self._probe.served_models(instance)
+                if served is None or instance.name_at_worker in served:
                     return Examined.SERVES
                 return Examined.OTHER_MODEL if served else Examined.REFUSES_KEY
         return Examined.SERVES

@@ -88,7 +88,7 @@ class Probe:
         for key in self._token.worker_keys(instance.id):
             async with self._http.post(
                 instance.url + path,
-                json={"model": instance.function, **body},
+                json={"model": instance.name_at_worker, **body},
                 headers=worker_http.headers(key),
                 timeout=aiohttp.ClientTimeout(total=within_s),
                 allow_redirects=False,
@@ -97,28 +97,32 @@ class Probe:
                     return answer.status, await worker_http.whole(answer, read_bytes) if read_bytes else b""
         return 0, b""
 
-    async def served_models(self, url: str, health: str, instance: str) -> dict[str, ServedModel] | None:
+    async def served_models(self, worker: Instance) -> dict[str, ServedModel] | None:
         """Return a healthy worker's models by id; None while it is not healthy.
 
-        {} means that the server rejects the instance's key or lists no model.
+        {} means that the server rejects the instance's key or lists no model. A command without a list serves its
+        model: its health check answers.
         """
         if self._http is None:
             self._http = worker_http.session()
         http, timeout = self._http, aiohttp.ClientTimeout(total=TIMEOUT_S)
         try:
-            for key in self._token.worker_keys(instance):
+            for key in self._token.worker_keys(worker.id):
                 headers = worker_http.headers(key)
-                async with http.get(url + health, headers=headers, timeout=timeout, allow_redirects=False) as answer:
+                health = worker.url + worker.health_path
+                async with http.get(health, headers=headers, timeout=timeout, allow_redirects=False) as answer:
                     if answer.status in KEY_REFUSED:
                         continue
                     if answer.status != 200:
                         return None
-                models = f"{url}/v1/models"
+                models = f"{worker.url}/v1/models"
                 async with http.get(models, headers=headers, timeout=timeout, allow_redirects=False) as answer:
                     if answer.status in KEY_REFUSED:
                         continue
                     if answer.status == 503:
                         return None
+                    if worker_http.has_no_list(worker, answer.status):
+                        return {worker.name_at_worker: ServedModel()}
                     return (
                         served_model.read(await worker_http.whole(answer, MODELS_BYTES)) if answer.status == 200 else {}
                     )

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from cortex.functions.launch import CannotLaunch, Launch, LaunchContext, launch
 from cortex.functions.lifecycle import State
 from cortex.functions.names import slug
+from cortex.functions.servers import COMMAND
 from cortex.functions.spec import Engine
 from cortex.platform.blocking_calls import NoAnswer
 from cortex.platform.cancel import cancelled
@@ -257,7 +258,7 @@ class Supervisor:
         self._watch_over(instance.id, instance.function, leader)
         if instance.state is State.STARTING and instance.parks_to is None:
             reading = self._follow_log(instance.function, instance.id, instance.server, warm=instance.warm)
-            self._await(instance.id, instance.function, instance.url, instance.health_path, leader, reading)
+            self._await(instance, leader, reading)
 
     async def clear_orphans(self, instances: Collection[str]) -> None:
         """Kill processes with the mark of this host's agents that belong to none of these instances."""
@@ -305,6 +306,7 @@ class Supervisor:
                 url,
                 server=command.server,
                 health_path=command.health_path,
+                served_name=command.served_name,
                 path=path,
                 warm=warm,
                 sleeps=context.sleeps,
@@ -316,7 +318,8 @@ class Supervisor:
         self._compile_caches.begin(instance, cache, command.compiles)
         log.info("worker_spawned", function=function.id, instance=instance.id, pid=child.pid, path=path)
         reading = self._follow_log(function.id, instance.id, command.server, warm=warm)
-        self._await(instance.id, function.id, url, command.health_path, leader, reading)
+        worker = replace(instance, url=url, server=command.server, health_path=command.health_path)
+        self._await(replace(worker, served_name=command.served_name), leader, reading)
         if command.server in IMPORTS_LONG:
             self._own("read ahead", self._read_ahead(instance.id, function.id, Path(effect.weights.path)))
         if command.server == "vllm" and context.cache:
@@ -410,42 +413,38 @@ class Supervisor:
         self._tell(events.Exited(instance, how, evidence_in(last)))
         log.info("worker_ended", function=function, instance=instance, how=how)
 
-    def _await(
-        self, instance: str, function: str, url: str, health: str, leader: ProcessId, reading: LogFollower
-    ) -> None:
+    def _await(self, worker: Instance, leader: ProcessId, reading: LogFollower) -> None:
         async def wait_until_ready() -> None:
-            while process_id.is_alive(leader) and self._is_starting(instance):
+            while process_id.is_alive(leader) and self._is_starting(worker.id):
                 with self._faults.guard("await ready"):
-                    await self._await_ready(instance, function, url, health, leader, reading)
+                    await self._await_ready(worker, leader, reading)
                     return
                 await asyncio.sleep(AGAIN_S)
 
-        self._own(f"await {instance}", wait_until_ready())
+        self._own(f"await {worker.id}", wait_until_ready())
 
-    async def _await_ready(
-        self, instance: str, function: str, url: str, health: str, leader: ProcessId, reading: LogFollower
-    ) -> None:
+    async def _await_ready(self, worker: Instance, leader: ProcessId, reading: LogFollower) -> None:
         """Probe a starting worker until it is healthy and serves its model, or has exited.
 
         The scheduler keeps the clocks; this only tells of signs of life: a log that grows, and what it says.
         """
-        wait, seen = PROBE_FIRST_S, reading.startup
-        self._tell(events.SignOfLife(instance, seen.step))
-        while process_id.is_alive(leader) and self._is_starting(instance):
-            served = await self._probe.served_models(url, health, instance)
-            if served is not None and function in served:
-                self._warm.pop(instance, None)
-                self._with_adapters.pop(instance, None)
-                model = replace(served[function], cache_mb=seen.cache_mb)
-                self._tell(events.ModelDescribed(instance, model))
-                self._tell(events.Answered(instance))
-                await self._compile_caches.finish(instance)
+        id, wait, seen = worker.id, PROBE_FIRST_S, reading.startup
+        self._tell(events.SignOfLife(id, seen.step))
+        while process_id.is_alive(leader) and self._is_starting(id):
+            served = await self._probe.served_models(worker)
+            if served is not None and worker.name_at_worker in served:
+                self._warm.pop(id, None)
+                self._with_adapters.pop(id, None)
+                model = replace(served[worker.name_at_worker], cache_mb=seen.cache_mb)
+                self._tell(events.ModelDescribed(id, model))
+                self._tell(events.Answered(id))
+                await self._compile_caches.finish(id)
                 return
             if served is not None:
-                await self._misfit(instance, function, served)
+                await self._misfit(worker, served)
                 return
             if await self._grew(reading):
-                self._tell(events.SignOfLife(instance, seen.step, seen.progress))
+                self._tell(events.SignOfLife(id, seen.step, seen.progress))
             await asyncio.sleep(wait)
             wait = min(wait * 1.3, PROBE_MOST_S)
 
@@ -462,16 +461,18 @@ class Supervisor:
             return await self.looks.look(str(path), "tail", partial(log_files.tail, path), question=object())
         return ()
 
-    async def _misfit(self, instance: str, function: str, served: Collection[str]) -> None:
+    async def _misfit(self, worker: Instance, served: Collection[str]) -> None:
         """Report a worker that serves other models. Their names are untrusted and go to its log only."""
-        path = self.log_path(function, instance)
-        text = f"the worker serves {', '.join(served) or 'nothing'} instead of {function}"
+        path = self.log_path(worker.function, worker.id)
+        text = f"the worker serves {', '.join(served) or 'nothing'} instead of {worker.name_at_worker}"
         with self._faults.guard("last lines"), contextlib.suppress(NoAnswer):
             await self.looks.look(str(path), "note", partial(log_files.append_note, path, text), question=object())
         other = f"{len(served)} other {'model' if len(served) == 1 else 'models'}" if served else "no model"
-        reason = f"the worker serves {other} instead of {function}"
-        last = await self._last_lines(function, instance)
-        self._tell(events.StartFailed(instance, reason, evidence_in(last)))
+        reason = f"the worker serves {other} instead of {worker.name_at_worker}"
+        if served and worker.server == COMMAND:
+            reason += ": set served_name to the name that its program lists (the worker's log has it)"
+        last = await self._last_lines(worker.function, worker.id)
+        self._tell(events.StartFailed(worker.id, reason, evidence_in(last)))
 
     # While it is ready.
 

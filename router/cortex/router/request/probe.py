@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from cortex.platform.record import Instance
+from cortex.platform.worker_http import has_no_list
 
 PROBE_S = 3.0
 MOST_BYTES = 256 * 1024
@@ -61,9 +62,11 @@ class Probe:
                 async with self._http.get(url, headers=headers, allow_redirects=False) as answer:
                     if answer.status in STRANGE:
                         continue
+                    if has_no_list(instance, answer.status):
+                        return Pulse.WELL
                     if answer.status != 200:
                         return Pulse.SILENT
-                    return judged(await _read_start(answer), instance.function)
+                    return judged(await _read_start(answer), instance.name_at_worker)
         except aiohttp.ClientConnectorError:
             return Pulse.GONE
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):

@@ -6,6 +6,7 @@ own: a worker's 404 is a fault of cortex's configuration, and its 401 does not c
 """
 
 import re
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -109,7 +110,9 @@ def fault_from_error(error: object, status: int = 500, retry_after: str | None =
     if 300 <= status < 400:
         message = f"the worker answered with a redirect ({status}); cortex does not follow redirects"
     else:
-        message = _message(error) or f"the worker answered {status} without a message"
+        message = _message(error)
+        if not message or message.casefold() == _phrase(status):  # a framework's own answer to an exception
+            message = f"the worker answered {status} without a message"
     too_long = _too_long(fields, message)
     if too_long is not None:
         return too_long
@@ -125,6 +128,18 @@ def fault_from_error(error: object, status: int = 500, retry_after: str | None =
         code=untrusted.name(code, _LONGEST_WORD) or None if kind in (Kind.BAD_REQUEST, Kind.UNSUPPORTED) else None,
         retry_after_s=_seconds(retry_after, kind),
     )
+
+
+def _phrase(status: int) -> str:
+    """Return the words that HTTP has for a status.
+
+    >>> _phrase(500)
+    'internal server error'
+    """
+    try:
+        return HTTPStatus(status).phrase.casefold()
+    except ValueError:
+        return ""
 
 
 def _invalid(message: str) -> re.Match[str] | None:
