@@ -130,6 +130,14 @@ test-clients *args:
 test-conformance *args:
     uv run python -m tests.conformance "$@"
 
+# real servers for speech and transcriptions, by OpenAI's SDKs for Python and Node (PyPI, npm); arguments go to pytest
+test-media *args:
+    CORTEX_TEST_MEDIA="$(tests/media/install.sh)" uv run pytest -n0 tests/media --timeout 200 "$@"
+
+# load by tools of others (guidellm, aiperf), a minute each with cancellations, and a table of numbers (PyPI)
+test-load *args:
+    uv run python -m tests.load "$@"
+
 # what a dialect costs per chunk, beside passing chat on
 bench-dialects *args:
     uv run python -m tests.bench_dialects "$@"
