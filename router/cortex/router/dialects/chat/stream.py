@@ -1,5 +1,4 @@
-"""A worker's chat stream for a client of the same dialect: frames are forwarded and tracked. Those that differ from an
-earlier one in their text only are not decoded (`template.py`).
+"""A worker's chat stream for a client of the same dialect: frames are forwarded and tracked.
 
 The usage chunk is removed if only cortex requested it. `[DONE]` is sent only when every choice has ended: interrupted
 workers send it too, and then the client gets an error instead.
@@ -10,15 +9,12 @@ import contextlib
 import msgspec
 
 from cortex.router.dialects.chat.answer import ChunkRepair, plain
-from cortex.router.dialects.chat.template import Template, template_of
 from cortex.router.dialects.core import chunks
 from cortex.router.dialects.core.chunks import Plain, Tokens
 from cortex.router.dialects.core.errors import Fault, openai_error
 from cortex.router.dialects.core.sse import Event, comment, encode_data
 from cortex.router.dialects.core.stream import DONE, FrameStream, is_empty
-
-TEMPLATES = 8
-"""So many templates that never matched show that the worker's chunks differ in more than their text."""
+from cortex.router.dialects.core.template import Around, Template, rough_tokens
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,9 +45,8 @@ class ChatStream(FrameStream):
         self._usage: chunks.Usage | None = None
         self._usages: dict[int, chunks.Usage] = {}
         """Of the choices of a completion: llama.cpp counts each prompt by itself."""
-        self._template: Template | None = None
-        self._templates = 0
-        """Templates since one last matched."""
+        self._around: Around | None = None
+        """The client's bytes around the text of the template."""
         self._started: set[int] = set()
         self._ended: set[int] = set()
 
@@ -70,16 +65,14 @@ class ChatStream(FrameStream):
     def ping(self, reason: str = "") -> bytes:
         return b"" if self.over else comment(reason or "waiting") + b"\n"
 
-    def feed(self, data: bytes) -> bytes:
-        """Relay the frames that a piece of the worker's body completes."""
-        template = self._template
-        if template is not None and self._frames.is_between and not self.over:
-            output, tokens = template.feed(data)
-            if tokens:
-                self.rough_tokens += tokens
-                self._templates = 0
-                return output
-        return super().feed(data)
+    def _relay_texts(self, template: Template, texts: list[bytes], data: bytes, out: list[bytes]) -> None:
+        self.rough_tokens += sum(map(rough_tokens, texts))
+        if self._around == template.around:
+            out.append(data)
+        elif self._around is not None:
+            before, after = self._around
+            for text in texts:
+                out += (before, text, after)
 
     def _relay(self, frame: Event, out: list[bytes]) -> None:
         if frame.data == DONE:
@@ -101,9 +94,10 @@ class ChatStream(FrameStream):
                 self._ended.add(choice.index)
         output = chunks.replace_model(self._repair.piece(chunk, data), chunk.model, self._reply.model)
         out.append(encode_data(output))
-        if self._templates < TEMPLATES:
-            self._template = template_of(chunk, frame.data, output)
-            self._templates += 1
+        if template := self._decoded(chunk, frame.data):
+            self._around = template.around_in(output)
+            if self._around is None:
+                self._template = None
 
     def _relay_last(self, frame: Event, out: list[bytes]) -> None:
         """Relay the last frame. It may be half a chunk, which is ignored."""

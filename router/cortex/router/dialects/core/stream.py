@@ -17,10 +17,13 @@ from cortex.router.dialects.core.chunks import Chunk, Tokens
 from cortex.router.dialects.core.errors import BadAnswer, Fault
 from cortex.router.dialects.core.sse import Event as Frame
 from cortex.router.dialects.core.sse import SSEDecoder, comment
+from cortex.router.dialects.core.template import Template, template_of
 
 DONE = b"[DONE]"
 EVENTS = b"text/event-stream; charset=utf-8"
 """The content type of server-sent events."""
+TEMPLATES = 8
+"""So many templates that never matched show that the worker's chunks differ in more than their text."""
 
 
 def is_empty(data: bytes) -> bool:
@@ -68,7 +71,11 @@ class Stream(Protocol):
 
 
 class FrameStream(ABC):
-    """The loop over a worker's frames, which every `Stream` has. A subclass says what one frame becomes."""
+    """The loop over a worker's frames, which every `Stream` has. A subclass says what one frame becomes.
+
+    A subclass that calls `_decoded` for each chunk is given the chunks that differ from it in their text only as
+    `_relay_texts`, without a frame.
+    """
 
     media_type = EVENTS
     tells_errors = True
@@ -78,13 +85,21 @@ class FrameStream(ABC):
         self.over = False
         self.rough_tokens = 0
         self._frames = SSEDecoder()
+        self._template: Template | None = None
+        self._templates = 0
+        """Templates since one last matched."""
 
     def feed(self, data: bytes) -> bytes:
         """Relay the frames that a piece of the worker's body completes."""
         if self.over:
             return b""
         out: list[bytes] = []
+        template = self._template
         try:
+            if template is not None and self._frames.is_between and (texts := template.texts(data)):
+                self._templates = 0
+                self._relay_texts(template, texts, data, out)
+                return b"".join(out)
             for frame in self._frames.feed(data):
                 self._relay(frame, out)
                 if self.over:
@@ -113,6 +128,19 @@ class FrameStream(ABC):
             return b""
         self.over, self.fault = True, fault
         return self._encode_fault(fault)
+
+    def _decoded(self, chunk: Chunk, data: bytes) -> Template | None:
+        """Take a chunk that was decoded as the template of those that follow, and return it. None: the chunk cannot be
+        one, or too many before it never matched."""
+        if self._templates >= TEMPLATES:
+            return None
+        self._templates += 1
+        self._template = template_of(chunk, data)
+        return self._template
+
+    def _relay_texts(self, template: Template, texts: list[bytes], data: bytes, out: list[bytes]) -> None:
+        """Append what the chunks of a template become, which `data` is made of. Raises BadAnswer."""
+        raise NotImplementedError
 
     @abstractmethod
     def _relay(self, frame: Frame, out: list[bytes]) -> None:
@@ -158,7 +186,13 @@ class TranslatedStream(FrameStream):
         if frame.data == DONE:
             self._end(out)
         elif not is_empty(frame.data):
-            self._relay_chunk(chunks.decode(frame.data), out)
+            chunk = chunks.decode(frame.data)
+            self._relay_chunk(chunk, out)
+            self._decoded(chunk, frame.data)
+
+    def _relay_texts(self, template: Template, texts: list[bytes], data: bytes, out: list[bytes]) -> None:
+        for text in texts:
+            self._relay_chunk(template.chunk(text), out)
 
     def _relay_chunk(self, chunk: Chunk, out: list[bytes]) -> None:
         self.rough_tokens += chunks.rough_tokens(chunk)

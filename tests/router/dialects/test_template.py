@@ -1,4 +1,4 @@
-"""Chunks that are passed on without decoding are those that decoding would pass on, however the stream is cut."""
+"""Chunks that are relayed without decoding become what decoding makes of them, however the stream is cut."""
 
 import json
 from typing import Any
@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex.router.dialects.chat import stream as chat_stream
 from cortex.router.dialects.chat.stream import ChatStream, Reply
-from cortex.router.dialects.chat.template import template_of
 from cortex.router.dialects.core import chunks
+from cortex.router.dialects.core import stream as core_stream
+from cortex.router.dialects.core.template import template_of
 from tests.router.dialects.examples import examples
+from tests.router.dialects.request_builders import messages_request, responses_request
 
 TEXTS = st.text(max_size=12) | st.sampled_from(['"', "\\", "\n", "a\tb", "…", "\x7f", "\\u0041", "data: ", "}\n\n"])
 
@@ -33,7 +34,7 @@ def relayed(pieces: list[bytes], *, decodes: bool, model: str = "m") -> tuple[by
     """Return what a client gets, with templates or without."""
     stream = ChatStream(Reply(id="c", model=model, usage_is_ours=True))
     if decodes:
-        stream._templates = chat_stream.TEMPLATES
+        stream._templates = core_stream.TEMPLATES
     output = b"".join(stream.feed(piece) for piece in pieces) + stream.close()
     return output, stream.rough_tokens, stream.tokens
 
@@ -86,6 +87,31 @@ def test_a_stream_is_the_same_with_and_without_templates_however_it_is_cut(
     assert relayed(pieces, decodes=False, model=model) == expected
 
 
+def translated(dialect: str, pieces: list[bytes], *, decodes: bool) -> tuple[bytes, int, object]:
+    """Return what a client of another dialect gets, with templates or without."""
+    builder = messages_request() if dialect == "messages" else responses_request()
+    stream = builder.answer("ID", 1).stream("ID")
+    assert isinstance(stream, core_stream.TranslatedStream)
+    if decodes:
+        stream._templates = core_stream.TEMPLATES
+    output = [stream.feed(piece) for piece in pieces] + [stream.close()]
+    return b"".join(output), stream.rough_tokens, stream.tokens
+
+
+@given(st.lists(FRAMES, max_size=12), st.sampled_from(["messages", "responses"]), st.data())
+@examples(300)
+def test_a_translated_stream_is_the_same_with_and_without_templates_however_it_is_cut(
+    frames: list[bytes], dialect: str, data: st.DataObject
+) -> None:
+    whole = b"".join([frame(encoded(a_chunk("first"))), *frames, *END])
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(whole)), max_size=12)))
+    pieces = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+
+    expected = translated(dialect, [whole], decodes=True)
+    assert translated(dialect, pieces, decodes=True) == expected
+    assert translated(dialect, pieces, decodes=False) == expected
+
+
 @given(st.lists(TEXTS.filter(bool), min_size=1, max_size=8))
 @examples(200)
 def test_texts_one_by_one_are_the_same_with_and_without_templates(texts: list[str]) -> None:
@@ -113,6 +139,11 @@ def test_a_stream_of_words_is_decoded_at_its_beginning_and_its_end_only(monkeypa
         output, tokens, _ = relayed([begin, words[0], *pieces, *END], decodes=False, model=model)
         assert output.count(b'"content":" word') == 1000
         assert (count, tokens) == (4, 2002)
+    for dialect in ("messages", "responses"):
+        count = 0
+        output, tokens, _ = translated(dialect, [begin, words[0], *together, *END], decodes=False)
+        assert output.count(b'"text":" word' if dialect == "messages" else b'"delta":" word') == 1000
+        assert (count, tokens) == (4, 2002)
 
 
 @pytest.mark.parametrize(
@@ -133,4 +164,4 @@ def test_a_stream_of_words_is_decoded_at_its_beginning_and_its_end_only(monkeypa
 def test_a_chunk_with_more_than_one_text_is_no_template(chunk: Any) -> None:
     data = encoded(chunk)
 
-    assert template_of(chunks.decode(data), data, data) is None
+    assert template_of(chunks.decode(data), data) is None
