@@ -75,8 +75,8 @@ def _route(handler: HTTPRouteHandler) -> str:
     if actions := handler.opt.get("actions"):
         rows = (f"| `{action}` | {_type(answer)} | {meaning} |\n" for action, (answer, meaning) in actions.items())
         return "".join([*lines, "\n| action | answer | meaning |\n|---|---|---|\n", *rows])
-    streams = hints["return"] is Stream
-    return "".join([*lines, f"\nAnswer: {'a stream of text' if streams else _type(hints['return'])}.\n"])
+    answer = handler.opt.get("answer", hints["return"])
+    return "".join([*lines, f"\nAnswer: {'a stream of text' if answer is Stream else _type(answer)}.\n"])
 
 
 def _query(handler: HTTPRouteHandler) -> list[inspect.Parameter]:
@@ -95,7 +95,7 @@ def _parameter(parameter: inspect.Parameter) -> str:
 def _kinds(handler: HTTPRouteHandler) -> Iterator[Any]:
     """Yield the types of a handler's body and answers."""
     hints = get_type_hints(cast(Any, handler.fn))
-    yield hints["return"]
+    yield handler.opt.get("answer", hints["return"])
     yield handler.opt.get("body", hints.get("data", NoneType))
     yield from (answer for answer, _ in handler.opt.get("actions", {}).values())
 

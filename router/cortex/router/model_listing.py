@@ -5,7 +5,7 @@ answering.
 """
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from msgspec.structs import replace
@@ -72,12 +72,16 @@ _unprofiled = Memo(lambda function: abilities(function, None, ()))
 """What is known of a function from its entry alone."""
 
 
-def listing(catalogue: Catalogue, fleet: Fleet, created: int) -> list[dict[str, Any]]:
-    """Return one entry per function and alias; an alias has its function's entry and `alias_of`."""
+def listing(catalogue: Catalogue, fleet: Fleet, created: int) -> Iterator[dict[str, Any]]:
+    """Yield one entry per function and alias; an alias has its function's entry and `alias_of`."""
     profiles, placed = known_models({h.name: h for h in fleet.records()}), Placed(fleet)
-    entries = {f.id: entry(f, placed, created, profiles.get(f.base_id)) for f in catalogue.functions.values()}
-    aliases = [{**entries[t], "id": alias, "alias_of": t} for alias, t in catalogue.aliases.items()]
-    return [*entries.values(), *aliases]
+
+    def of(function: Function) -> dict[str, Any]:
+        return entry(function, placed, created, profiles.get(function.base_id))
+
+    yield from map(of, catalogue.functions.values())
+    for alias, target in catalogue.aliases.items():
+        yield {**of(catalogue.functions[target]), "id": alias, "alias_of": target}
 
 
 def entry(function: Function, placed: Placed, created: int, profile: ModelProfile | None) -> dict[str, Any]:

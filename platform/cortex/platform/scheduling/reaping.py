@@ -27,10 +27,10 @@ def reap_at(instance: Instance, function: Function, usage: Use, instances: Itera
         return None
     if usage.in_flight.get(instance.id) or usage.waiting.get(function.id):
         return None
-    ready = sorted(i.id for i in instances if i.function == function.id and i.state is State.READY)
-    if instance.id in ready[: function.resident]:
+    rank = sum(i.id < instance.id and i.function == function.id and i.state is State.READY for i in instances)
+    if rank < function.resident:
         return None
-    is_surplus = instance.id not in ready[: function.max]
+    is_surplus = rank >= function.max
     keep_s = usage.keep_s(instance)
     idle_s = function.idle_after_s if keep_s is None else min(keep_s, function.longest_idle_s)
     idle_s = min(idle_s, SURPLUS_S) if is_surplus else idle_s

@@ -1,6 +1,6 @@
 """Functions and their instances. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from msgspec.structs import asdict, replace
 
@@ -20,12 +20,14 @@ from cortex.router.model_listing import furthest
 from cortex.router.overview.snapshot import FleetSnapshot, Index
 from cortex.router.overview.starts import fetched_at, last_start, ready_at, start_times
 
+_NO_OVERRIDE = Override()
 
-def function_views(snapshot: FleetSnapshot, index: Index) -> tuple[FunctionView, ...]:
-    """Return every function: those of the catalogue in its order, then running ones that it no longer has."""
+
+def function_views(snapshot: FleetSnapshot, index: Index) -> Iterator[FunctionView]:
+    """Yield every function: those of the catalogue in its order, then running ones that it no longer has."""
     undeclared = sorted(index.placed.keys() - snapshot.catalogue.functions.keys())
-    functions = [*snapshot.catalogue.functions.values(), *map(placeholder, undeclared)]
-    return tuple(function_view(f, snapshot, index) for f in functions)
+    for function in (*snapshot.catalogue.functions.values(), *map(placeholder, undeclared)):
+        yield function_view(function, snapshot, index)
 
 
 def placeholder(function: str) -> Function:
@@ -59,11 +61,12 @@ def _function_view(function: Function, snapshot: FleetSnapshot, index: Index) ->
     failure = failures[0] if failures else None
     why = failure.reason if failure else "; ".join(index.unreadable.get(function.id, ()))
     retry_at = max((f.retry_at for f in failures), default=0.0)
-    instances = instance_views(index.placed.get(function.id, ()), snapshot, index)
+    instances = tuple(instance_views(index.placed.get(function.id, ()), snapshot, index))
     requests = index.requests(function)
     adapter_problem = next((p for i in instances if (p := i.adapter_problems.get(function.id))), "")
-    overrides = asdict(snapshot.fleet.overrides.get(function.id, Override()))
-    warm = hours.texts(function) if overrides["min"] is None else ()
+    measured = sorted(index.measured[revision].items()) if revision in index.measured else []
+    override = snapshot.fleet.overrides.get(function.id, _NO_OVERRIDE)
+    warm = hours.texts(function) if override.min is None else ()
     return FunctionView(
         id=function.id,
         now=snapshot.now,
@@ -84,24 +87,19 @@ def _function_view(function: Function, snapshot: FleetSnapshot, index: Index) ->
         warm=warm,
         hours_change=hours.next_change(function, snapshot.now) if warm else None,
         baseline=function.baseline,
-        overridden=tuple(k for k, v in overrides.items() if v is not None),
+        overridden=() if override is _NO_OVERRIDE else tuple(k for k, v in asdict(override).items() if v is not None),
         last_used=snapshot.fleet.used.get(used_function(function.id)),
         last_start=last_start(revision, instances, entry),
         expected_start_s=_expected_start_s(function, entry),
         start=str(function.start),
-        start_times=tuple(
-            time for device, of in sorted(index.measured.get(revision, {}).items()) for time in start_times(device, of)
-        ),
+        start_times=tuple([time for device, of in measured for time in start_times(device, of)]),
         tricks_off=tuple(
             (host.name, trick, why)
             for host in index.without_tricks.get(revision, ())
             for trick, why in host.tricks_off[revision].items()
         ),
         vram_mb=function.vram_mb,
-        measured=tuple(
-            _measurement(device, measured, function, snapshot, index)
-            for device, measured in sorted(index.measured.get(revision, {}).items())
-        ),
+        measured=tuple([_measurement(device, of, function, snapshot, index) for device, of in measured]),
         failure=adapter_problem or why or None,
         blocked=(
             blocked_by_foreign_memory(_base(function, snapshot), snapshot.fleet, index.usage, snapshot.now)
@@ -127,9 +125,9 @@ def _base(function: Function, snapshot: FleetSnapshot) -> Function:
 
 def instance_views(
     placed: Iterable[tuple[HostRecord, Instance]], snapshot: FleetSnapshot, index: Index
-) -> tuple[InstanceView, ...]:
-    """Return instances with their hosts."""
-    return tuple(_instance_view(host, instance, snapshot, index) for host, instance in placed)
+) -> Iterator[InstanceView]:
+    """Yield instances with their hosts."""
+    return (_instance_view(host, instance, snapshot, index) for host, instance in placed)
 
 
 def _instance_view(host: HostRecord, instance: Instance, snapshot: FleetSnapshot, index: Index) -> InstanceView:

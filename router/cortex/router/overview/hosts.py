@@ -4,8 +4,11 @@ The order (`least_valuable_first`) and the protection of instances (`protection`
 instances a function actually evicts depends on its requirements; the plan of a warm has them.
 """
 
+from collections.abc import Iterator
+
 from msgspec.structs import asdict
 
+from cortex.platform.fleet import Fleet
 from cortex.platform.record import Device, HostRecord, Instance
 from cortex.platform.scheduling.eviction import least_valuable_first, protection
 from cortex.platform.scheduling.parking import is_leaving
@@ -16,26 +19,40 @@ from cortex.router.overview.snapshot import FleetSnapshot, Index
 
 def host_views(snapshot: FleetSnapshot, index: Index) -> HostsAnswer:
     """Return the hosts that report, the silent ones, and the cordoned ones that do not report, each by name."""
-    fleet = snapshot.fleet
     return HostsAnswer(
-        hosts=tuple(host_view(host, snapshot, index) for _, host in sorted(fleet.hosts.items())),
-        silent=tuple(host_view(host.record, snapshot, index) for _, host in sorted(fleet.silent.items())),
-        cordoned_and_away=tuple(sorted(fleet.cordoned.difference(fleet.hosts))),
+        hosts=tuple(reporting_hosts(snapshot, index)),
+        silent=tuple(silent_hosts(snapshot, index)),
+        cordoned_and_away=cordoned_and_away(snapshot.fleet),
     )
+
+
+def reporting_hosts(snapshot: FleetSnapshot, index: Index) -> Iterator[HostView]:
+    """Yield the hosts that report, by name."""
+    return (host_view(host, snapshot, index) for _, host in sorted(snapshot.fleet.hosts.items()))
+
+
+def silent_hosts(snapshot: FleetSnapshot, index: Index) -> Iterator[HostView]:
+    """Yield the silent hosts, by name."""
+    return (host_view(host.record, snapshot, index) for _, host in sorted(snapshot.fleet.silent.items()))
+
+
+def cordoned_and_away(fleet: Fleet) -> tuple[str, ...]:
+    """Return the cordoned hosts that do not report, by name."""
+    return tuple(sorted(fleet.cordoned.difference(fleet.hosts)))
 
 
 def host_view(record: HostRecord, snapshot: FleetSnapshot, index: Index) -> HostView:
     """Return one host."""
     fleet = snapshot.fleet
-    silent = fleet.silent.get(record.name)
+    away = fleet.silent.get(record.name)
     return HostView(
         **asdict(record) | {"devices": tuple(device_view(d, record) for d in record.devices)},
         now=snapshot.now,
-        silent_since=silent.since if silent else None,
+        silent_since=away.since if away else None,
         cordoned=record.name in fleet.cordoned,
         in_flight=sum(index.in_flight(i) for i in record.instances),
         strategy=snapshot.strategy,
-        eviction_order=() if silent else eviction_order(record, snapshot, index),
+        eviction_order=() if away else eviction_order(record, snapshot, index),
         namesake=fleet.namesakes.get(record.name),
     )
 

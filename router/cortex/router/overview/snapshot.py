@@ -61,6 +61,7 @@ class Index:
         self.without_tricks: dict[str, list[HostRecord]] = defaultdict(list)
         """Hosts on which a revision is started without some trick."""
         self.instances: dict[str, Instance] = {}
+        self._of: dict[str, list[Instance]] = defaultdict(list)
         self.in_line = places_in_line(fleet)
         self.has_foreign = any(host.foreign for host in fleet.hosts.values())
         """Whether processes outside cortex hold memory anywhere."""
@@ -74,6 +75,7 @@ class Index:
         for host in sorted(fleet.records(), key=lambda h: h.name):
             for instance in host.instances:
                 self.placed[instance.function].append((host, instance))
+                self._of[instance.function].append(instance)
                 self.instances[instance.id] = instance
             for failure in host.failures:
                 self.failures[failure.function].append((host, failure))
@@ -89,6 +91,7 @@ class Index:
         for variant in snapshot.catalogue.functions.values():  # has its base's instances
             if base := variant.variant_of:
                 self.placed[variant.id], self.failures[variant.id] = self.placed[base], self.failures[base]
+                self._of[variant.id] = self._of[base]
                 self.unreadable[variant.id], self.in_line[variant.id] = (
                     self.unreadable[base],
                     self.in_line.get(base, []),
@@ -123,6 +126,6 @@ class Index:
         in_flight = sum(self.in_flight(i) for i in self.of(function.id))
         return ShareUse(in_flight, self.usage.waiting.get(function.id, 0))
 
-    def of(self, function: str) -> list[Instance]:
+    def of(self, function: str) -> Sequence[Instance]:
         """Return the instances of a function on all hosts."""
-        return [i for _, i in self.placed.get(function, ())]
+        return self._of.get(function, ())

@@ -6,6 +6,7 @@ from typing import Annotated, TypeVar
 from litestar import get, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import QueryParameter
+from litestar.response import Stream
 
 from cortex.platform.registry import RecordUnavailable
 from cortex.router import api_types as api
@@ -15,11 +16,12 @@ from cortex.router.errors import BadRequest, NoCapacity, RecordIsAway
 from cortex.router.live_catalogue import LiveCatalogue
 from cortex.router.operations import Operations
 from cortex.router.overview.functions import function_view, function_views
-from cortex.router.overview.hosts import host_views
+from cortex.router.overview.hosts import cordoned_and_away, reporting_hosts, silent_hosts
 from cortex.router.overview.planning import Planner, check_host, function_named
 from cortex.router.overview.snapshot import Index
 from cortex.router.overview.sources import Sources
 from cortex.router.plan_types import Plan
+from cortex.router.routes import long_lists
 
 T = TypeVar("T")
 
@@ -45,11 +47,11 @@ def routes(
 ) -> list[HTTPRouteHandler]:
     """Return the admin routes of a router."""
 
-    @get("/admin/functions", opt={"needs": "status"})
-    async def functions() -> api.FunctionsAnswer:
+    @get("/admin/functions", opt={"needs": "status", "answer": api.FunctionsAnswer})
+    async def functions() -> Stream:
         """List every function with its instances."""
         snapshot = await sources.functions()
-        return api.FunctionsAnswer(functions=function_views(snapshot, Index(snapshot)))
+        return long_lists.answer("functions", function_views(snapshot, Index(snapshot)))
 
     @get("/admin/functions/{name:path}", opt={"needs": "status"})
     async def function(name: str) -> api.FunctionView:
@@ -92,11 +94,16 @@ def routes(
                 return await _forget(operations, id)
         raise BadRequest(f"unknown action '{action[:50]}': use {', '.join(FUNCTION_ACTIONS)}")
 
-    @get("/admin/hosts", opt={"needs": "status"})
-    async def hosts() -> api.HostsAnswer:
+    @get("/admin/hosts", opt={"needs": "status", "answer": api.HostsAnswer})
+    async def hosts() -> Stream:
         """List the hosts that report, and the silent ones, whose instances may still serve."""
         snapshot = sources.now()
-        return host_views(snapshot, Index(snapshot))
+        index = Index(snapshot)
+        others = {
+            "silent": tuple(silent_hosts(snapshot, index)),
+            "cordoned_and_away": cordoned_and_away(snapshot.fleet),
+        }
+        return long_lists.answer("hosts", reporting_hosts(snapshot, index), others)
 
     @post("/admin/hosts/{host:str}/{verb:str}", status_code=200, opt={"needs": "admin", "actions": HOST_ACTIONS})
     async def act_on_host(host: str, verb: str, plan: bool = False) -> api.CordonAnswer | api.DrainAnswer | Plan:

@@ -15,6 +15,7 @@ from cortex.router.overview.functions import instance_views
 from cortex.router.overview.snapshot import Index
 from cortex.router.overview.sources import Sources
 from cortex.router.overview.worker_logs import Grep, LogQuery, OpenLog, Run, WorkerLogs
+from cortex.router.routes import long_lists
 
 Lines = Annotated[int, QueryParameter(ge=1, le=10_000)]
 
@@ -22,12 +23,12 @@ Lines = Annotated[int, QueryParameter(ge=1, le=10_000)]
 def routes(sources: Sources, worker_logs: WorkerLogs) -> list[HTTPRouteHandler]:
     """Return the routes about instances."""
 
-    @get("/admin/instances", opt={"needs": "status"})
-    async def instances() -> InstancesAnswer:
+    @get("/admin/instances", opt={"needs": "status", "answer": InstancesAnswer})
+    async def instances() -> Stream:
         """List the instances of all hosts."""
         snapshot = await sources.functions()
         placed = [(h, i) for h in snapshot.fleet.records() for i in h.instances]
-        return InstancesAnswer(instances=instance_views(placed, snapshot, Index(snapshot)))
+        return long_lists.answer("instances", instance_views(placed, snapshot, Index(snapshot)))
 
     @get("/admin/instances/{instance:str}/logs", opt={"needs": "admin"})
     async def instance_logs(

@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 from litestar import Request, Response, get
 from litestar.handlers import HTTPRouteHandler
+from litestar.response import Stream
 
 from cortex.router.access.auth import caller
 from cortex.router.dialects.models import Card, anthropic_model, anthropic_page
@@ -13,6 +14,7 @@ from cortex.router.live_catalogue import LiveCatalogue, Target
 from cortex.router.model_description import card
 from cortex.router.model_listing import Placed, entry, listing
 from cortex.router.request.incoming import request_id
+from cortex.router.routes import long_lists
 
 Http = Request[Any, Any, Any]
 
@@ -27,14 +29,14 @@ def routes(catalogue: LiveCatalogue, view: FleetView, created: int) -> list[HTTP
     @get("/v1/models", opt={"needs": "inference"})
     async def models(
         request: Http, limit: str | None = None, after_id: str | None = None, before_id: str | None = None
-    ) -> Response[bytes]:
+    ) -> Response[bytes] | Stream:
         """List every function and alias that the caller may use, warm or cold, in the caller's dialect."""
         may_use = caller(request).may_use
-        entries = [e for e in listing(catalogue.catalogue, view.fleet, created) if may_use(e["alias_of"] or e["id"])]
+        entries = (e for e in listing(catalogue.catalogue, view.fleet, created) if may_use(e["alias_of"] or e["id"]))
         if is_anthropic(request):
             cards = [described_card(e, catalogue.resolve(e["id"])) for e in entries]
             return _json(request, anthropic_page(cards, limit, after_id, before_id))
-        return _json(request, {"object": "list", "data": entries})
+        return long_lists.answer("data", entries, {"object": "list"}, _ids(request))
 
     @get("/v1/models/{model_id:path}", opt={"needs": "inference"})
     async def model(request: Http, model_id: str) -> Response[bytes]:
@@ -58,7 +60,11 @@ def is_anthropic(request: Http) -> bool:
 
 
 def _json(request: Http, value: object) -> Response[bytes]:
+    return Response(msgspec.json.encode(value), media_type="application/json", headers=_ids(request))
+
+
+def _ids(request: Http) -> dict[str, str]:
+    """Return the headers with the request's id."""
     sent = request.headers.get("x-request-id")
     id = request_id(sent.encode("latin-1") if sent else None)
-    headers = {"x-request-id": id, "request-id": id}
-    return Response(msgspec.json.encode(value), media_type="application/json", headers=headers)
+    return {"x-request-id": id, "request-id": id}

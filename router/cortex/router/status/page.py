@@ -21,7 +21,7 @@ MOST_JOBS = 40
 def picture(snapshot: FleetSnapshot) -> Picture:
     """Return the content of the page."""
     index = Index(snapshot)
-    machine_views, views = host_views(snapshot, index), function_views(snapshot, index)
+    machine_views, views = host_views(snapshot, index), tuple(function_views(snapshot, index))
     machines, functions = hosts(machine_views, index), rows(views, snapshot)
     figures = _figures(snapshot, index, machine_views, functions)
     return Picture(
