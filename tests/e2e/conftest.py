@@ -1,5 +1,6 @@
 """A running cortex with one router worker, and one with two, which tests share."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,9 @@ import pytest
 
 from cortex.platform.weights.demo_model import write_bigram
 from tests.e2e.workers import ONE, TWO
+from tests.support import small_vllm
 from tests.support.catalogues import aliases, entry, fake, gguf
+from tests.support.fleet import Fleet
 from tests.support.histogram import write_histogram
 from tests.support.stack import Stack, free_port, own_redis
 
@@ -100,3 +103,29 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             yield running
         finally:
             running.end()
+
+
+@pytest.fixture(scope="session")
+def vllm_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """A host with what looks like vLLM, a base on it, and adapters: two, one of which has a second name, and two that
+    cannot be loaded."""
+    folder = tmp_path_factory.mktemp("vllm")
+    adapters = folder / "adapters"
+    for name in ("legal", "medical"):
+        small_vllm.write_adapter(adapters / name)
+    small_vllm.write_adapter(adapters / "broken", broken=True)
+    catalogue = (
+        entry("small", engine="vllm", source=str(small_vllm.write_weights(folder / "weights")), vram_mb=500)
+        + entry("calm", variant_of="small", max_output_tokens=4)
+        + "".join(entry(n, base="small", adapter=str(adapters / n)) for n in ("legal", "medical", "broken", "nowhere"))
+        + entry("brief", base="small", adapter=str(adapters / "legal"), max_output_tokens=3)
+    )
+    agent = {
+        "CORTEX_AGENT__ENGINES": json.dumps(
+            [{"name": "vllm", "path": str(small_vllm.write_environment(folder / "engine"))}]
+        ),
+        "CORTEX_AGENT__DEVICES": json.dumps([{"name": "cpu", "vram_mb": 4000, "kind": "cpu"}]),
+        "CORTEX_AGENT__LAUNCHER": "false",
+    }
+    with own_redis(folder) as url, Fleet(folder, url, catalogue, {"a": agent}) as running:
+        yield running

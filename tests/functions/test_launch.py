@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 import tests.support  # noqa: F401
 from cortex.functions.launch import CannotLaunch, Launch, LaunchContext, launch, vllm
-from cortex.functions.spec import Engine, Function
+from cortex.functions.spec import Adapter, Engine, Function
 
 CONTEXT = LaunchContext(
     host="127.0.0.1",
@@ -424,6 +424,41 @@ def test_the_key_file_of_vllm_has_the_keys_of_the_worker_and_of_its_agent() -> N
     context = replace(ON_GPU, key="of-the-worker", control_key="of-the-agent", key_file="/run/one.key")
 
     assert launch(of(Engine.VLLM), context).files == {"/run/one.key": "of-the-worker\nof-the-agent"}
+
+
+ADAPTERS = (Adapter("a", "org/a"), Adapter("b", "org/b"))
+
+
+@pytest.mark.parametrize(
+    ("args", "rank", "count", "highest"),
+    [
+        ((), 1, "2", "16"),
+        ((), 64, "2", "64"),
+        ((), 65, "2", "128"),
+        ((), 9999, "2", "512"),
+        (("--max-loras", "8"), 8, "8", "16"),
+        (("--max_lora_rank=256",), 8, "2", None),
+    ],
+)
+def test_vllm_loads_adapters_while_it_runs(args: tuple[str, ...], rank: int, count: str, highest: str | None) -> None:
+    result = launch(of(Engine.VLLM, adapters=ADAPTERS, args=args), replace(ON_GPU, adapter_rank=rank))
+
+    assert "--enable-lora" in result.argv
+    assert after("--max-loras", result.argv) == count
+    assert highest is None or after("--max-lora-rank", result.argv) == highest
+    assert result.env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+
+
+def test_without_adapters_vllm_loads_none() -> None:
+    result = launch(of(Engine.VLLM), ON_GPU)
+
+    assert "--enable-lora" not in result.argv
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in result.env
+
+
+@pytest.mark.parametrize(("args", "highest"), [(("--max-lora-rank", "256"), 256), (("--max_lora_rank=32",), 32)])
+def test_the_functions_own_rank_counts(args: tuple[str, ...], highest: int) -> None:
+    assert vllm.highest_rank(of(Engine.VLLM, args=args), 8) == highest
 
 
 # Any program.

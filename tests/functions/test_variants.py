@@ -10,8 +10,17 @@ from cortex.functions.capabilities import Sampling
 from cortex.functions.catalogue import Catalogue, CatalogueError, notes, read
 from cortex.functions.explanation import explain
 from cortex.functions.sources import source_of
-from cortex.functions.spec import Adapter, Function
-from cortex.functions.variants import NOT_INHERITED, OWN, WISHES, fold, hosted, with_adapters
+from cortex.functions.spec import Adapter, Function, revision
+from cortex.functions.variants import (
+    NOT_INHERITED,
+    OWN,
+    WISHES,
+    adapter_name,
+    adapter_number,
+    fold,
+    hosted,
+    with_adapters,
+)
 from tests.functions.test_spec import CHANGES
 from tests.support.catalogues import aliases, entry, fake
 
@@ -188,6 +197,24 @@ def test_an_adapter_is_a_variant_with_weights_of_its_own() -> None:
     ]
 
 
+def test_vllm_has_adapters_too_and_their_change_is_no_new_revision() -> None:
+    base = entry("base", engine="vllm", source="org/b")
+
+    one, other = (
+        fold(load(base + entry("v", base="base", adapter=a)).functions)["base"] for a in ("org/a", "org/other")
+    )
+
+    assert one.adapters == (Adapter("v", "org/a"),)
+    assert revision(one) == revision(other) != revision(load(base).functions["base"])
+
+
+def test_a_name_of_an_adapter_at_its_instance_follows_from_its_source() -> None:
+    one, other = adapter_number("org/a"), adapter_number("org/b")
+
+    assert adapter_name("v", one) == f"v@{one:012x}" != adapter_name("v", other)
+    assert 0 <= one < 2**48
+
+
 def test_requests_of_a_base_with_adapters_are_translated() -> None:
     base = entry("base", engine="llamacpp", source="org/b", native=["messages"])
 
@@ -203,11 +230,11 @@ def test_requests_of_a_base_with_adapters_are_translated() -> None:
         (LLAMA + fake("v", adapter="org/a"), 'adapter needs the function whose instances load it: base = "ID"'),
         (
             BASE + entry("v", base="base", adapter="org/a"),
-            "of 'base' cannot have adapters in cortex: only llamacpp can",
+            "of 'base' cannot have adapters: vllm and llamacpp can",
         ),
         (
-            entry("base", engine="vllm", source="org/b") + entry("v", base="base", adapter="org/a"),
-            "adapter: engine \"vllm\" of 'base' cannot have adapters in cortex: only llamacpp can",
+            entry("base", engine="command", command=["x", "{port}"]) + entry("v", base="base", adapter="org/a"),
+            "adapter: engine \"command\" of 'base' cannot have adapters: vllm and llamacpp can",
         ),
         (
             LLAMA.replace("llamacpp", 'llamacpp"\nserver = "llama_cpp.server')

@@ -44,6 +44,7 @@ from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue
 from cortex.router.operations import Operations
 from cortex.router.request import upstream
+from cortex.router.request.adapters import AdapterLoads
 from cortex.router.request.admission import Admission
 from cortex.router.request.deaths import Deaths
 from cortex.router.request.exchange import Exchanges
@@ -212,6 +213,7 @@ class SimulatedRouter:
             RequestRecords([each(self._decision_log.note_request)]),
             PassThroughTracing(),
             Substitutes(start_history.History(own)),
+            AdapterLoads(self.view, agents),
         )
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -232,6 +234,7 @@ class SimulatedRouter:
     async def __aexit__(self, *_: object) -> None:
         await cancelled(self._tasks)
         await self._activator.close()
+        await self.exchanges.adapters.close()
         await self._deaths.close()
         with contextlib.suppress(RecordUnavailable):
             await self._reporter.sign_off()

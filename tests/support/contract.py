@@ -17,9 +17,11 @@ from cortex.functions.lifecycle import State
 from cortex.functions.spec import Adapter
 from cortex.platform.agent_messages import (
     Accepted,
+    AdapterState,
     CatalogueUpdate,
     Cool,
     Ensure,
+    EnsureAdapter,
     Fetching,
     PlacementPlan,
     PlanRequest,
@@ -55,6 +57,8 @@ from tests.support.factories import a_device, a_function, a_host, an_instance
 FOLDER = Path(__file__).parent.parent / "contract"
 KINDS: dict[str, Any] = {
     "ensure": Ensure,
+    "ensure adapter": EnsureAdapter,
+    "answer to ensure adapter": AdapterState,
     "plan": PlanRequest,
     "cool": Cool,
     "heed": CatalogueUpdate,
@@ -88,6 +92,7 @@ def spoken() -> dict[str, Any]:
     instance = an_instance("i1", state=State.DRAINING, ready=2.5, url="http://host-a:20000", pid=7, why="evict",
                            yields_to="org/other", waits_for=("i2",), progress=0.5, used_mb=900, epoch=4,
                            adapters={"org/v": 0}, adapter_problems={"org/w": "missing"},
+                           adapter_steps={"org/x": "loading"},
                            start_mode=StartMode.FAST, tricks=("eager",), replaces="i0")  # fmt: skip
     in_line = InLine(function="org/other", since=1.5, priority=1, turn_at=9.5, closes=("i1",), devices=("GPU-1",),
                      start_s=2.5)  # fmt: skip
@@ -96,6 +101,8 @@ def spoken() -> dict[str, Any]:
     held = Held(device="GPU-1", pid=9, command="python", memory_mb=100)
     return {
         "ensure": Ensure(function, force=True, waited_s=2.5, turn=True),
+        "ensure adapter": EnsureAdapter(function, "i1", "org/v"),
+        "answer to ensure adapter": AdapterState(loaded=True, problem="missing"),
         "plan": PlanRequest(function),
         "cool": Cool("org/model", at_once=True),
         "heed": CatalogueUpdate(Catalogue(functions={"org/model": function}, aliases={"small": "org/model"}), "digest"),

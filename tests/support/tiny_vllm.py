@@ -1,9 +1,13 @@
-"""Writes a tiny model for vLLM with the engine's own Python: `python tiny_vllm.py FOLDER`.
+"""Writes a tiny model for vLLM with the engine's own Python: `python tiny_vllm.py FOLDER`; and, with any Python, LoRA
+adapters for it.
 
 Two layers of random weights in bf16, a byte-level tokenizer trained on a sentence, and a chat template. It knows
 nothing, and vLLM loads, serves and guides it like any other.
 """
 
+import json
+import random
+import struct
 import sys
 from pathlib import Path
 
@@ -47,6 +51,40 @@ def write(folder: Path, seed: int = 0) -> None:
         torch_dtype="bfloat16",
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+
+
+HIDDEN, HEADS, HEAD, LAYERS = 64, 4, 32, 2
+"""Of the model above."""
+
+
+def write_adapter(folder: Path, seed: int, *, rank: int = 8, hidden: int = HIDDEN) -> Path:
+    """Write a LoRA adapter in the format of peft, strong enough to change every answer; another `hidden` makes one that
+    does not fit. Return its path."""
+    folder.mkdir(parents=True)
+    config = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": 64,
+        "target_modules": ["o_proj"],
+        "bias": "none",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "",
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    numbers = random.Random(seed)
+    header: dict[str, object] = {}
+    data = b""
+    for layer in range(LAYERS):
+        for part, rows, columns in (("A", rank, HEADS * HEAD), ("B", hidden, rank)):
+            values = [numbers.gauss(0.0, 1.0) for _ in range(rows * columns)]
+            tensor = struct.pack(f"<{len(values)}f", *values)
+            name = f"base_model.model.model.layers.{layer}.self_attn.o_proj.lora_{part}.weight"
+            offsets = [len(data), len(data) + len(tensor)]
+            header[name] = {"dtype": "F32", "shape": [rows, columns], "data_offsets": offsets}
+            data += tensor
+    encoded = json.dumps(header).encode()
+    (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(encoded)) + encoded + data)
+    return folder
 
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("one", "two")):
         python = Path(HOME) / "bin" / "python"
         subprocess.run([python, tiny_vllm.__file__, folder / name, str(seed)], check=True, capture_output=True)
+    for seed, name in enumerate(("tuned", "other")):
+        tiny_vllm.write_adapter(folder / name, seed)
+    tiny_vllm.write_adapter(folder / "misfit", 0, hidden=96)
     return folder
 
 
@@ -38,6 +41,8 @@ def host(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vll
             entry("tiny/two", source=str(models / "two"), **common),
             # The same worker, but for a variable that is read while importing: no launcher takes it.
             entry("tiny/plain", source=str(models / "one"), env={"TORCH_CORTEX_TEST": "1"}, **common),
+            entry("tiny/base", source=str(models / "one"), **common),
+            *(entry(f"tiny/{n}", base="tiny/base", adapter=str(models / n)) for n in ("tuned", "other", "misfit")),
             entry("tiny/broken", source=str(models / "one"), args=["--no-such-argument"], **common),
         ]
     )

@@ -50,7 +50,7 @@ _GIVEN_IF_SET: Mapping[Engine, Mapping[str, str]] = {
         "--chat-template": "chat_template",
         "--tool-call-parser": "tool_parser",
         "--reasoning-parser": "reasoning_parser",
-        **dict.fromkeys(("--enable-lora", "--lora-modules", "--max-loras", "--max-lora-rank"), "adapters"),
+        **dict.fromkeys(("--enable-lora", "--lora-modules"), "adapters"),
     },
 }
 """What cortex gives an engine where the function sets a key."""

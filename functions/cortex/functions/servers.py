@@ -55,6 +55,9 @@ class Server(Struct, frozen=True, kw_only=True):
     """May take audio without taking images."""
     isolation: Literal["salt", "slots", "none"] = "none"
     """How it isolates the cached prompts of keys: by a salt in the request, by slot, or not."""
+    loads_adapters: Literal["at start", "while it runs", "no"] = "no"
+    """When it loads the adapters of variants. One that is loaded while it runs has a name, which requests have as
+    `model`; those of a start have numbers."""
     stops_when_client_leaves: bool = True
     """Stops an unstreamed request, too, when its connection closes."""
 
@@ -73,6 +76,7 @@ _LLAMA = Server(
     takes_audio=False,
     lists_openly=True,
     isolation="slots",
+    loads_adapters="at start",
     # Observed: an unstreamed request of 30000 tokens continued for 27 s after its client had left.
     stops_when_client_leaves=False,
 )
@@ -87,6 +91,7 @@ SERVERS: dict[str, Server] = {
         own=frozenset({"/tokenize", "/detokenize", "/score", "/pooling"}),
         counts="tokenize",
         isolation="salt",
+        loads_adapters="while it runs",
     ),
     "llama-server": _LLAMA,
     "xllamacpp": _LLAMA,

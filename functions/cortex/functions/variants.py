@@ -3,16 +3,19 @@
 A variant has the base's values and replaces those that belong to a request, such as `sampling`. Everything about the
 process, its placement and the number of instances belongs to the base; agents know bases only. So a change of a
 variant restarts nothing. Keys that decide how long an instance stays and what is evicted for it are wishes: the
-strongest of all functions that share the instances counts. A variant with an `adapter` has LoRA weights of its own; the
-base's instances load those of all its variants.
+strongest of all functions that share the instances counts. A variant with an `adapter` has LoRA weights of its own:
+llama.cpp loads those of all variants when an instance starts, vLLM loads one into a running instance at the first
+request for it.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from msgspec.structs import replace
 
 from cortex.functions.names import did_you_mean
+from cortex.functions.servers import server_of
 from cortex.functions.spec import Adapter, Engine, Function
 
 OWN = (
@@ -35,6 +38,10 @@ NOT_INHERITED: Mapping[str, Any] = {
 gives in a native dialect contains the base's name."""
 
 
+WITH_ADAPTERS = frozenset({Engine.LLAMACPP, Engine.VLLM})
+"""Engines that load adapters."""
+
+
 def problems(declared: Iterable[str], base: str) -> Iterator[tuple[str, str]]:
     """Yield the keys of an entry that a variant may not set, and what to do instead."""
     for key in declared:
@@ -48,13 +55,25 @@ def adapter_problem(adapter: str, base: Function) -> str:
     """Return why the instances of a function cannot have an adapter, or ""."""
     if "," in adapter:
         return f"adapter: '{adapter}' has a comma, which engines read as the end of a path: rename it"
-    if base.engine is not Engine.LLAMACPP:
-        return f"adapter: engine \"{base.engine}\" of '{base.id}' cannot have adapters in cortex: only llamacpp can"
+    if base.engine not in WITH_ADAPTERS:
+        return f"adapter: engine \"{base.engine}\" of '{base.id}' cannot have adapters: vllm and llamacpp can"
     if base.server == "llama_cpp.server":
         return f"adapter: the server {base.server} of '{base.id}' does not load adapters: use llama-server or xllamacpp"
     if base.task in ("embed", "rerank"):
         return f"adapter: '{base.id}' has task = \"{base.task}\", and adapters are for functions that generate"
     return ""
+
+
+def adapter_number(source: str) -> int:
+    """Return the number of an adapter in the record of an instance that loads it while it runs: it follows from the
+    source, so a router does not mistake the adapter of an earlier entry for that of the present one."""
+    return int(hashlib.sha256(source.encode()).hexdigest()[:12], 16)
+
+
+def adapter_name(id: str, number: int) -> str:
+    """Return the name of an adapter at an instance that loads it while it runs. It names the source too, so the adapter
+    of a changed entry is loaded beside the earlier one, which may be in use."""
+    return f"{id}@{number:012x}"
 
 
 def as_weights(base: Function, adapter: Adapter) -> Function:
@@ -120,7 +139,8 @@ def fold(functions: Mapping[str, Function]) -> dict[str, Function]:
         # Each function bounds the `keep_alive` of its own requests.
         longest = {key: max(getattr(f, key) for f in every) for key in ("idle_after_s", "keep_alive_max_s")}
         adapters = tuple(Adapter(f.id, f.adapter) for f in variants if f.adapter and not adapter_problem("", own))
-        native = () if adapters else own.native  # only chat and completions take the number of an adapter
+        # Only chat and completions take the number of an adapter.
+        native = () if adapters and server_of(own).loads_adapters == "at start" else own.native
         folded[base] = replace(own, **shared, **longest, adapters=adapters, native=native)
     return folded
 

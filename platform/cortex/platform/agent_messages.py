@@ -37,6 +37,22 @@ class Ensure(Struct, frozen=True):
     unused_s: float = 0.0
 
 
+class EnsureAdapter(Struct, frozen=True):
+    """Request a variant's adapter on an instance that loads adapters while it runs. `function` is the base."""
+
+    function: Function
+    instance: str
+    variant: str
+
+
+class AdapterState(Struct, frozen=True):
+    """Answer to the request of an adapter: it is loaded, has a problem, or else is being loaded: the record has how
+    far."""
+
+    loaded: bool = False
+    problem: str = ""
+
+
 class PlanRequest(Struct, frozen=True):
     """Request the plan of an `ensure`."""
 

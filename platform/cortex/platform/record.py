@@ -196,9 +196,12 @@ class Instance(Struct, frozen=True, kw_only=True):
     problem: str = ""
     """Why it does not progress, when it is overdue."""
     adapters: dict[str, int] = {}
-    """The adapters that it has loaded, by the variant's id, with their numbers in requests."""
+    """The adapters that it has loaded, by the variant's id, with their numbers: llama.cpp's are in requests, vLLM's
+    follow from the source (`variants.adapter_number`)."""
     adapter_problems: dict[str, str] = {}
     """By variant, why its adapter is not loaded."""
+    adapter_steps: dict[str, str] = {}
+    """By variant, the progress of an adapter that is being loaded."""
     key_host: str = ""
     """The host's name when it was started: its key follows from that name, also after the host is renamed."""
     host: str = ""

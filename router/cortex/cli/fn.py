@@ -299,6 +299,9 @@ def state(function: FunctionView) -> str:
     """Return a function's state, with the progress of its start or the time of its next attempt."""
     if function.state == "failing" and function.retry_at:
         return f"failing (retry in {span(function.retry_at - function.now)})"
+    steps = [i.adapter_steps[function.id] for i in function.instances if function.id in i.adapter_steps]
+    if steps and function.state == "starting":
+        return f"starting, adapter: {steps[0]}"
     starting = [i for i in function.instances if i.state == function.state and i.phase]
     return progress_text(starting[0], function.now) if starting else function.state
 

@@ -61,6 +61,7 @@ from cortex.router.overview.worker_logs import WorkerLogs
 from cortex.router.peers import Peers
 from cortex.router.rejections import Rejections
 from cortex.router.request import request_log
+from cortex.router.request.adapters import AdapterLoads
 from cortex.router.request.admission import Admission
 from cortex.router.request.deaths import Deaths
 from cortex.router.request.exchange import Exchanges
@@ -157,7 +158,8 @@ def create_app(settings: Settings) -> Dispatcher:
     admission = Admission(view, activator, in_flight, gateway.batch_quiet_s)
     history = History(registry)
     substitutes = Substitutes(history)
-    exchanges = Exchanges(view, catalogue, admission, upstream, deaths, request_records, tracer, substitutes)
+    adapters = AdapterLoads(view, agents)
+    exchanges = Exchanges(view, catalogue, admission, upstream, deaths, request_records, tracer, substitutes, adapters)
     budgets = Budgets(usage_record, key_ring.holders)
     rate_limiter = RateLimiter(Quota(registry), view, budgets)
     guard = AuthGuard(key_ring, sessions, gateway, lambda: token.all)
@@ -213,7 +215,7 @@ def create_app(settings: Settings) -> Dispatcher:
             yield
         finally:
             await cancelled(tasks)
-            for part in (stored, activator, peers, deaths):
+            for part in (stored, activator, adapters, peers, deaths):
                 await part.close()
             with contextlib.suppress(RecordUnavailable):
                 await reporter.sign_off()

@@ -22,8 +22,9 @@ from msgspec.structs import asdict, replace
 from cortex.functions.catalogue import Catalogue, CatalogueError, Substitute, read
 from cortex.functions.hours import at_hours, is_open
 from cortex.functions.names import nearest
+from cortex.functions.servers import server_of
 from cortex.functions.spec import Engine, Function, Park, revision
-from cortex.functions.variants import fold
+from cortex.functions.variants import WITH_ADAPTERS, adapter_name, adapter_number, fold
 from cortex.platform import text_files
 from cortex.platform.api_keys import Principal
 from cortex.platform.blocking_calls import BlockingCalls, NoAnswer
@@ -57,14 +58,14 @@ class Target(Struct, frozen=True):
     @property
     def worker_model(self) -> str:
         """The function's name at its workers."""
-        if self.has_adapter and self.base.engine is Engine.VLLM:
-            return self.function.id
+        if self.has_adapter and server_of(self.base).loads_adapters == "while it runs":
+            return adapter_name(self.function.id, adapter_number(self.function.adapter))
         return self.base.name_at_worker
 
     @property
     def has_adapter(self) -> bool:
         """Whether it is a variant with an adapter that its engine loads: the fake engine of `--fake` loads none."""
-        return bool(self.function.adapter) and self.base.engine in (Engine.LLAMACPP, Engine.VLLM)
+        return bool(self.function.adapter) and self.base.engine in WITH_ADAPTERS
 
     @property
     def share(self) -> str:

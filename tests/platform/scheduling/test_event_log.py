@@ -11,9 +11,10 @@ from msgspec.structs import replace
 from cortex.functions.spec import Function, revision
 from cortex.platform.agent_messages import Accepted, Ensure
 from cortex.platform.scheduling import event_log, worker_events
-from cortex.platform.scheduling.effects import CancelFetch, Effect, Fetch, Park, Prove, Spawn, Wake
+from cortex.platform.scheduling.effects import CancelFetch, Effect, Fetch, LoadAdapter, Park, Prove, Spawn, Wake
 from cortex.platform.scheduling.event_log import Checkpoint, Entry, EventLog, read
 from cortex.platform.scheduling.events import (
+    AdapterRequest,
     Adopted,
     CatalogueChanged,
     EnsureRequest,
@@ -182,7 +183,10 @@ def has_a_spec(kind: Any) -> bool:
 def test_every_kind_of_event_and_effect_with_a_spec_is_known_to_the_log() -> None:
     kinds = {kind for union in (Event, Effect) for kind in typing.get_args(union) if has_a_spec(kind)}
 
-    assert kinds == {EnsureRequest, CatalogueChanged, Adopted, Fetch, CancelFetch, Spawn, Prove, Park, Wake}
+    assert kinds == {
+        EnsureRequest, AdapterRequest, CatalogueChanged, Adopted,
+        Fetch, CancelFetch, Spawn, LoadAdapter, Prove, Park, Wake,
+    }  # fmt: skip
     assert {f.name for f in msgspec.structs.fields(HostState) if f.name != "effects" and has_a_spec(f.type)} == {
         "functions",
         "catalogue",

@@ -7,7 +7,7 @@ import pytest
 
 from cortex.functions.spec import Adapter, Engine, Function
 from cortex.platform.scheduling.saved_state import LocalWeights
-from cortex.platform.weights.adapters import problem_of, with_local_adapters, without_failed
+from cortex.platform.weights.adapters import excess_rank, problem_of, rank_of, with_local_adapters, without_failed
 from cortex.platform.weights.demo_model import write_bigram
 from cortex.platform.weights.hub import WeightsUnavailable
 from tests.support.lora import write_lora
@@ -76,6 +76,10 @@ def test_a_folder_without_a_lora_is_an_error(tmp_path: Path, content: bytes | No
     assert what in problem_of(Function(id="f", engine=Engine.VLLM, source="org/m"), tmp_path, Path("/m"))
 
 
+async def rank(adapter: Path) -> int:
+    return 8
+
+
 async def test_adapters_are_on_the_host_or_to_be_fetched_or_have_a_problem() -> None:
     function = Function(
         id="base",
@@ -91,11 +95,47 @@ async def test_adapters_are_on_the_host_or_to_be_fetched_or_have_a_problem() -> 
     async def check(adapter: Path, model: Path) -> str:
         return "does not fit" if adapter.name == "odd" else ""
 
-    local, missing = await with_local_adapters(function, LocalWeights("/m", 10), find, check)
+    local, missing = await with_local_adapters(function, LocalWeights("/m", 10), find, check, rank)
 
     assert (local.adapters, local.size_mb) == ({"here": "/here"}, 13)
     assert local.adapter_problems == {"lost": "it is private", "odd": "does not fit"}
     assert [f.weights for f in missing] == ["org/away"]
+
+
+@pytest.mark.parametrize(("names", "highest"), [(("here",), 8), (("here", "away"), 64), (("lost",), 64)])
+async def test_an_engine_that_loads_adapters_while_it_runs_waits_for_none(names: tuple[str, ...], highest: int) -> None:
+    function = Function(id="base", engine=Engine.VLLM, adapters=tuple(Adapter(n, f"org/{n}") for n in names))
+
+    async def find(weights: Function) -> LocalWeights | None:
+        if weights.id == "lost":
+            raise WeightsUnavailable("it is private")
+        return None if weights.id == "away" else LocalWeights("/here", 3)
+
+    async def check(adapter: Path, model: Path) -> str:
+        return ""
+
+    local, missing = await with_local_adapters(function, LocalWeights("/m", 10), find, check, rank)
+
+    assert (missing, local.adapter_rank) == ([], highest)
+
+
+@pytest.mark.parametrize(
+    ("config", "highest"), [({"r": 8}, 8), ({"r": 8, "rank_pattern": {"q_proj": 32}}, 32), ({"r": "8"}, 1), ({}, 1)]
+)
+def test_the_rank_of_an_adapter_is_the_highest_of_its_modules(
+    tmp_path: Path, config: dict[str, object], highest: int
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+
+    assert rank_of(tmp_path) == highest
+    assert rank_of(tmp_path / "adapter_config.json") == 1
+
+
+def test_an_instance_takes_no_adapter_of_a_higher_rank_than_it_was_started_for() -> None:
+    function, local = Function(id="base", engine=Engine.VLLM), LocalWeights("/m", 1, adapter_rank=20)
+
+    assert excess_rank(function, local, 32) == ""
+    assert excess_rank(function, local, 33).startswith("its rank is 33, and the instance was started for at most 32")
 
 
 def test_a_start_that_failed_to_load_an_adapter_is_repeated_without_it() -> None:

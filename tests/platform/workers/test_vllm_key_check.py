@@ -22,6 +22,7 @@ CLIENT_PATHS = [
 ]  # fmt: skip
 AGENT_PATHS = [
     "/pause", "/update_weights", "/collective_rpc", "/sleep", "/wake_up", "/is_sleeping", "/reset_prefix_cache",
+    "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters",
     "/docs", "/openapi.json", "//v1/models", "/V1/models", "//sleep", "/%73leep", "/", "/nothing",
 ]  # fmt: skip
 PATHS = [*CLIENT_PATHS, *AGENT_PATHS]
@@ -156,6 +157,7 @@ async def test_an_engine_that_sleeps_gets_no_request_that_needs_its_weights(chec
     assert await answered(app, "/sleep") == 200
 
     assert [await answered(app, p, KEY) for p in ("/v1/chat/completions", "/v1/models", "/pooling")] == [503] * 3
+    assert await answered(app, "/v1/load_lora_adapter") == 503
     assert [await answered(app, p, KEY) for p in ("/health", "/metrics")] == [200] * 2
     assert await answered(app, "/is_sleeping") == 200
     assert await answered(app, "/wake_up") == 200

@@ -29,6 +29,7 @@ from cortex.router.dialects.chat import stream as chat_stream
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue, Target
 from cortex.router.request import admission, exchange
+from cortex.router.request.adapters import AdapterLoads
 from cortex.router.request.admission import Admission
 from cortex.router.request.call import Call
 from cortex.router.request.deaths import Deaths
@@ -74,6 +75,7 @@ class Stage:
             RequestRecords([]),
             cast(Tracing, self),
             Substitutes(self),
+            AdapterLoads(self.view, cast(Agents, self)),
         )
 
     # What the router reads and asks.
@@ -449,7 +451,8 @@ async def test_a_request_whose_trace_cannot_begin_is_not_listed_as_under_way() -
     request_records = RequestRecords([ended.extend])
     tracing = BrokenTracing(request_records)
     nothing = cast(Any, None)
-    exchanges = Exchanges(nothing, nothing, nothing, nothing, nothing, request_records, cast(Any, tracing), nothing)
+    parts = (request_records, cast(Any, tracing), nothing, nothing)
+    exchanges = Exchanges(nothing, nothing, nothing, nothing, nothing, *parts)
     target = Target(Function(id="org/model", engine=Engine.FAKE), "revision")
     call = Call(dialect="chat", path="/v1/chat/completions", body=b"{}", reply=nothing)
     exchange = Exchange(exchanges, target, call, "req_1", anonymous())

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cortex.functions.catalogue import read
 from cortex.functions.spec import Engine, Function
+from cortex.functions.variants import adapter_name, adapter_number, fold
 from cortex.platform.api_keys import Principal, Priority
 from cortex.platform.fleet import Fleet, used_function
 from cortex.platform.in_flight import InFlight
@@ -22,6 +23,7 @@ from cortex.router.live_catalogue import LiveCatalogue, Target
 from cortex.router.model_listing import listing
 from cortex.router.overview.functions import function_views
 from cortex.router.overview.snapshot import FleetSnapshot, Index
+from cortex.router.request.adapters import with_adapter
 from cortex.router.request.admission import Admission
 from cortex.router.request.model_traits import TraitsCache
 from tests.router.dialects.examples import examples
@@ -90,6 +92,41 @@ def test_a_request_reaches_a_shared_worker_as_it_would_reach_one_of_its_own(
 
     assert bodies[0] == bodies[1]
     assert json.loads(bodies[0])["model"] == BASE_ID
+
+
+@examples(100)
+@given(
+    engine=st.sampled_from([Engine.VLLM, Engine.LLAMACPP]),
+    of_base=ENTRIES,
+    of_variant=ENTRIES,
+    fields=FIELDS,
+    kind=st.sampled_from(DIALECTS),
+)
+def test_a_request_for_an_adapter_differs_from_one_of_a_worker_of_its_own_in_the_adapter_alone(
+    engine: Engine, of_base: dict[str, Any], of_variant: dict[str, Any], fields: dict[str, Any], kind: Dialect
+) -> None:
+    base = entry(BASE_ID, engine=engine, source=BASE_ID, **of_base)
+    functions = fold(functions_of(base, entry("org/v", base=BASE_ID, adapter="org/a", **of_variant)))
+    alone = functions_of(entry("org/v", engine=engine, source=BASE_ID, **{**of_base, **of_variant}))["org/v"]
+    target = Target(functions["org/v"], "r", functions[BASE_ID], True)
+    number = adapter_number("org/a") if engine is Engine.VLLM else 1
+    server = "vllm" if engine is Engine.VLLM else "xllamacpp"
+    instance = an_instance("i", function=BASE_ID, server=server, adapters={"org/w": 0, "org/v": number})
+
+    shared, own = (
+        json.loads(read_request(kind, body_of(kind, "org/v", fields), TraitsCache().of(f, kind, None, ())).body(name))
+        for f, name in ((target.function, target.worker_model), (alone, "org/v"))
+    )
+    sent = json.loads(with_adapter(json.dumps(shared).encode(), target, instance))
+
+    assert {k: v for k, v in sent.items() if k not in ("model", "lora")} == {
+        k: v for k, v in own.items() if k != "model"
+    }
+    if engine is Engine.VLLM:
+        assert sent["model"] == adapter_name("org/v", number)
+        assert "lora" not in sent
+    else:
+        assert (sent["model"], sent["lora"]) == (BASE_ID, [{"id": 1, "scale": 1.0}])
 
 
 TEXT = fake("base", vram_mb=100, queue=4) + entry("a", variant_of="base", queue=1) + entry("b", variant_of="base")

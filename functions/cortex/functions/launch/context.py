@@ -45,7 +45,9 @@ class LaunchContext(Struct, frozen=True, kw_only=True):
     sleeps: bool = False
     """Whether the engine must be able to sleep."""
     adapters: tuple[str, ...] = ()
-    """Files or folders of the adapters to load, in the order in which requests number them."""
+    """Files of the adapters to load, in the order in which requests number them."""
+    adapter_rank: int = 0
+    """The highest rank of the adapters that an engine loads while it runs; 0: it loads none."""
     mode: StartMode | None = None
     """None: the engine has one set of settings."""
     tricks_off: Collection[str] = ()

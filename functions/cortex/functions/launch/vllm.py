@@ -40,6 +40,13 @@ SPECULATIVE = ("--speculative-config", "-sc", "--spec")
 """Arguments with which sizes of graphs have to be multiples of a number of tokens."""
 
 
+RANKS = (16, 32, 64, 128, 256, 320, 512)
+"""Values of `--max-lora-rank`, without those below vLLM's default."""
+RANK_ARGUMENT = "--max-lora-rank"
+MOST_ADAPTERS = 4
+"""How many adapters one batch may use. vLLM reserves the memory of each at its start; requests for more wait for each
+other."""
+
 NO_DOMAIN = "media.cortex.invalid"
 """The only domain from which vLLM may fetch media. `.invalid` never resolves (RFC 2606), so it fetches none: the router
 passes media as data. An empty list would allow every domain."""
@@ -140,6 +147,7 @@ def launch(function: Function, context: LaunchContext) -> Launch:
             *(("--runner", "pooling") if function.task in ("embed", "rerank") else ()),
             *(("--chat-template", function.chat_template) if function.chat_template else ()),
             *(("--enable-sleep-mode",) if context.sleeps else ()),
+            *_adapters(function, context),
             "--allowed-media-domains", NO_DOMAIN,
             "--middleware", KEY_CHECK,
             *function.args,
@@ -153,12 +161,36 @@ def launch(function: Function, context: LaunchContext) -> Launch:
             KEY_FILE: context.key_file,
             # Its routes for developers, of which sleep is one, can do anything to an engine: see `KEY_CHECK`.
             "VLLM_SERVER_DEV_MODE": "1" if context.sleeps else "0",
+            **({"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"} if context.adapter_rank else {}),
         },
         server="vllm",
         files={context.key_file: "\n".join(filter(None, (context.key, context.control_key)))},
         tricks=tricks,
         compiles="" if on_cpu or is_eager(function, tricks) else _compiles(context.version, tricks),
     )  # fmt: skip
+
+
+def highest_rank(function: Function, rank: int) -> int:
+    """Return the highest rank of an adapter that an instance can load: that of the function's arguments, else the least
+    value of the engine's that covers `rank`."""
+    for word, following in zip(function.args, (*function.args, "")[1:], strict=True):
+        name, _, value = word.replace("_", "-").partition("=")
+        if name == RANK_ARGUMENT and (value or following).isdecimal():
+            return int(value or following)
+    return next((r for r in RANKS if r >= rank), RANKS[-1])
+
+
+def _adapters(function: Function, context: LaunchContext) -> tuple[str, ...]:
+    """Return the flags for adapters. The function's own arguments decide about numbers that they have."""
+    if not context.adapter_rank:
+        return ()
+    count = min(MOST_ADAPTERS, max(1, len(function.adapters)))
+    rank = (RANK_ARGUMENT, str(highest_rank(function, context.adapter_rank)))
+    return (
+        "--enable-lora",
+        *(() if _has(function, ("--max-loras",)) else ("--max-loras", str(count))),
+        *(() if _has(function, (RANK_ARGUMENT,)) else rank),
+    )
 
 
 def fast_tricks(function: Function, version: str) -> tuple[Trick, ...]:

@@ -21,7 +21,17 @@ from cortex.platform.agent.legacy import api as legacy_api
 from cortex.platform.agent.legacy.proxy import Proxy
 from cortex.platform.agent.loop import Agent
 from cortex.platform.agent.routes import logs, weights
-from cortex.platform.agent_messages import Accepted, CatalogueUpdate, Cool, Ensure, PlacementPlan, PlanRequest, Rejected
+from cortex.platform.agent_messages import (
+    Accepted,
+    AdapterState,
+    CatalogueUpdate,
+    Cool,
+    Ensure,
+    EnsureAdapter,
+    PlacementPlan,
+    PlanRequest,
+    Rejected,
+)
 from cortex.platform.api_keys import Right
 from cortex.platform.blocking_calls import NoAnswer
 from cortex.platform.keys import HostToken
@@ -54,6 +64,10 @@ def create_app(settings: Settings) -> Litestar:
     @post("/functions/ensure", status_code=200)
     async def ensure(data: Ensure) -> Accepted | Rejected:
         return await agent.ensure(data)
+
+    @post("/functions/adapter", status_code=200)
+    async def ensure_adapter(data: EnsureAdapter) -> AdapterState:
+        return await agent.ensure_adapter(data)
 
     @post("/functions/plan", status_code=200)
     async def plan(data: PlanRequest) -> PlacementPlan | Rejected:
@@ -112,7 +126,8 @@ def create_app(settings: Settings) -> Litestar:
 
     return Litestar(
         [
-            ensure, plan, cool, forget, drain, apply_catalogue, record, instances, instance, devices, events, metrics,
+            ensure, ensure_adapter, plan, cool, forget, drain, apply_catalogue, record, instances, instance, devices,
+            events, metrics,
             *logs.routes(agent),
             *weights.routes(agent),
             legacy_api.routes(agent, proxy, settings, has_token),

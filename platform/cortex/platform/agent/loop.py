@@ -30,7 +30,15 @@ from cortex.platform.agent.host_name import home, name_taken
 from cortex.platform.agent.monitor import HostMonitor
 from cortex.platform.agent.publisher import HostPublisher
 from cortex.platform.agent.stock import Stock
-from cortex.platform.agent_messages import DECIDE_S, Accepted, Ensure, PlacementPlan, Rejected
+from cortex.platform.agent_messages import (
+    DECIDE_S,
+    Accepted,
+    AdapterState,
+    Ensure,
+    EnsureAdapter,
+    PlacementPlan,
+    Rejected,
+)
 from cortex.platform.blocking_calls import NoAnswer
 from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
@@ -42,7 +50,7 @@ from cortex.platform.process.process_id import boot_id
 from cortex.platform.record import Held, HostRecord, Instance
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.scheduling import events
-from cortex.platform.scheduling.effects import Answer, Decision, Effect, Ending
+from cortex.platform.scheduling.effects import AdapterAnswer, Answer, Decision, Effect, Ending
 from cortex.platform.scheduling.event_log import EventLog
 from cortex.platform.scheduling.events import Event
 from cortex.platform.scheduling.placement import When
@@ -180,6 +188,13 @@ class Agent:
             self.tell(events.StartWithdrawn(instance))
             return Rejected(why, When.LATER)
         return answer
+
+    async def ensure_adapter(self, request: EnsureAdapter) -> AdapterState:
+        """Ensure that a variant's adapter is loaded, or being loaded, into an instance; return once the record has
+        it."""
+        effects = self._handle(events.AdapterRequest(request))
+        await self.publisher.publish()
+        return next(e.answer for e in effects if isinstance(e, AdapterAnswer))
 
     def _why_unrecorded(self, unrecorded: bool) -> str:
         """Return why a start here is not in the record, where no router would find it and the next would start another
@@ -331,7 +346,8 @@ class Agent:
         if not self._adopted:
             return
         state = self.scheduler.saved_state()
-        marks = (*((k.instance.id, k.instance.state, k.instance.pid) for k in state.workers), *state.failures)
+        workers = ((w.instance.id, w.instance.state, w.instance.pid, w.instance.adapters) for w in state.workers)
+        marks = (*workers, *state.failures)
         if marks != self._saved:
             self._writer.put(replace(state, boot=boot_id(), origin=clock.origin()))
             self._saved = marks

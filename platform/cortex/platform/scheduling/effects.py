@@ -2,8 +2,8 @@
 
 from msgspec import Struct
 
-from cortex.functions.spec import Function
-from cortex.platform.agent_messages import Accepted, Rejected
+from cortex.functions.spec import Adapter, Function
+from cortex.platform.agent_messages import Accepted, AdapterState, Rejected
 from cortex.platform.record import DrainReason, Instance, Tier
 from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.saved_state import LocalWeights
@@ -31,6 +31,23 @@ class Spawn(Struct, frozen=True, tag=True):
     weights: LocalWeights
     beside_cache_mb: int = 0
     """Measured memory on each device without the KV cache; 0: unknown."""
+
+
+class LoadAdapter(Struct, frozen=True, tag=True):
+    """Load a variant's adapter into a running worker, after fetching it if needed: `AdapterLoaded` or `AdapterFailed`
+    follows, with `AdapterProgress` before. `weights` are those the worker was started from."""
+
+    instance: Instance
+    function: Function
+    adapter: Adapter
+    weights: LocalWeights
+
+
+class UnloadAdapter(Struct, frozen=True, tag=True):
+    """Unload an adapter, by its name at the worker, when no request uses it any more. No event follows."""
+
+    instance: Instance
+    name: str
 
 
 class Look(Struct, frozen=True, tag=True):
@@ -92,10 +109,19 @@ class Answer(Struct, frozen=True, tag=True):
     answer: Accepted | Rejected
 
 
+class AdapterAnswer(Struct, frozen=True, tag=True):
+    """Answer the caller of an `AdapterRequest`."""
+
+    answer: AdapterState
+
+
 class Ending(Struct, frozen=True, tag=True):
     """Answer the caller of a `CoolRequest` or `DrainRequest`: these instances end."""
 
     instances: tuple[str, ...]
 
 
-Effect = Fetch | CancelFetch | Spawn | Look | Prove | Park | Wake | Stop | Reclaim | Decision | Answer | Ending
+Effect = (
+    Fetch | CancelFetch | Spawn | LoadAdapter | UnloadAdapter | Look | Prove | Park | Wake | Stop | Reclaim
+    | Decision | Answer | AdapterAnswer | Ending
+)  # fmt: skip

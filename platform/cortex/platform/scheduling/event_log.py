@@ -24,8 +24,8 @@ from msgspec.structs import replace
 from cortex.functions.spec import Function, revision
 from cortex.platform.fleet import Fleet, used_instance
 from cortex.platform.record import HostRecord, Instance, RouterReport
-from cortex.platform.scheduling.effects import CancelFetch, Effect, Fetch, Park, Prove, Spawn, Wake
-from cortex.platform.scheduling.events import Adopted, CatalogueChanged, EnsureRequest, Event, Reported
+from cortex.platform.scheduling.effects import CancelFetch, Effect, Fetch, LoadAdapter, Park, Prove, Spawn, Wake
+from cortex.platform.scheduling.events import AdapterRequest, Adopted, CatalogueChanged, EnsureRequest, Event, Reported
 from cortex.platform.scheduling.state import MASKED_REVISION, HostState
 from cortex.platform.scheduling.turns import Line
 
@@ -221,7 +221,7 @@ class _Masks:
 
     def event(self, event: Event) -> Event:
         match event:
-            case EnsureRequest(request):
+            case EnsureRequest(request) | AdapterRequest(request):
                 return replace(event, request=replace(request, function=self.function(request.function)))
             case CatalogueChanged(functions):
                 return replace(event, functions={id: self.function(f) for id, f in functions.items()})
@@ -231,7 +231,7 @@ class _Masks:
 
     def effect(self, effect: Effect) -> Effect:
         match effect:
-            case Fetch() | CancelFetch() | Spawn() | Prove() | Park() | Wake():
+            case Fetch() | CancelFetch() | Spawn() | LoadAdapter() | Prove() | Park() | Wake():
                 return replace(effect, function=self.function(effect.function))
         return effect
 

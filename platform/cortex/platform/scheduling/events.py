@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from cortex.functions.capabilities import ModelProfile
 from cortex.functions.spec import Function
-from cortex.platform.agent_messages import Ensure
+from cortex.platform.agent_messages import Ensure, EnsureAdapter
 from cortex.platform.fleet import Fleet
 from cortex.platform.record import Device, FailureKind, Held, ProcessId, Tier
 from cortex.platform.scheduling.failures import Evidence
@@ -28,6 +28,12 @@ class EnsureRequest(Struct, frozen=True, tag=True):
     request: Ensure
     weights: LocalWeights | None
     instance: str
+
+
+class AdapterRequest(Struct, frozen=True, tag=True):
+    """Load a variant's adapter into an instance: an `AdapterAnswer` follows at once."""
+
+    request: EnsureAdapter
 
 
 class StartWithdrawn(Struct, frozen=True, tag=True):
@@ -202,6 +208,31 @@ class StartFailed(Struct, frozen=True, tag=True):
     evidence: Evidence = Evidence()
 
 
+class AdapterProgress(Struct, frozen=True, tag=True):
+    """How far the load of an adapter is."""
+
+    instance: str
+    variant: str
+    step: str
+
+
+class AdapterLoaded(Struct, frozen=True, tag=True):
+    """An instance has loaded an adapter: its number, and its path on this host."""
+
+    instance: str
+    variant: str
+    number: int
+    path: str
+
+
+class AdapterFailed(Struct, frozen=True, tag=True):
+    """An adapter could not be loaded."""
+
+    instance: str
+    variant: str
+    reason: str
+
+
 class HealthCheckFailed(Struct, frozen=True, tag=True):
     """A ready worker did not answer `misses` consecutive health checks; `stuck`: it uses no CPU time either."""
 
@@ -273,9 +304,10 @@ class Reclaimed(Struct, frozen=True, tag=True):
 
 
 Event = (
-    EnsureRequest | StartWithdrawn | CoolRequest | DrainRequest | ShutdownRequest | FailuresCleared | CatalogueChanged
-    | Adopted | Reported | HostRead | LedgerRead | MemoryRead | LauncherChanged
+    EnsureRequest | AdapterRequest | StartWithdrawn | CoolRequest | DrainRequest | ShutdownRequest | FailuresCleared
+    | CatalogueChanged | Adopted | Reported | HostRead | LedgerRead | MemoryRead | LauncherChanged
     | FetchProgress | Fetched | FetchFailed | Spawned | SpawnFailed | SignOfLife | ModelDescribed | Answered
+    | AdapterProgress | AdapterLoaded | AdapterFailed
     | StartFailed | HealthCheckFailed | FellBackToCpu | Looked | Proved | Parked | ParkFailed | Exited | EndDelayed
     | Reclaimed
 )  # fmt: skip

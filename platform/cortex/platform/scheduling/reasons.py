@@ -21,6 +21,8 @@ class DecisionKind(enum.StrEnum):
     PARK_FAILED = "park_failed"
     TRICK_FAILED = "trick_failed"
     """A trick of a start, or the full start after a fast one, is not tried again."""
+    ADAPTER_LOADED = "adapter_loaded"
+    ADAPTER_FAILED = "adapter_failed"
     UPGRADING = "upgrading"
     """A full start is to replace an instance that was started fast."""
     DRAINING = "draining"

@@ -9,6 +9,7 @@ from cortex.functions.lifecycle import PARKED, State
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Accepted, PlacementPlan, Rejected, Victim
 from cortex.platform.record import DrainReason, Failure, Instance, Tier
+from cortex.platform.scheduling.adapters import drop_undeclared
 from cortex.platform.scheduling.admission import Offer, admit, consolidation, offer, start_s, turn_of, wake
 from cortex.platform.scheduling.effects import Decision, Ending, Fetch, Reclaim, Stop
 from cortex.platform.scheduling.events import Adopted, CatalogueChanged, CoolRequest, EnsureRequest
@@ -45,7 +46,7 @@ def adopt(state: HostState, event: Adopted, now: float) -> None:
     (6) it does not answer: stop it.
     """
     worker = event.worker
-    instance = worker.instance
+    instance = replace(worker.instance, adapter_steps={})  # an earlier agent's loads have ended with it
     state.functions[instance.id], state.weights[instance.id] = worker.function, worker.weights
     ended = replace(instance, parks_to=None, waits_for=())
     if not event.alive or instance.state is State.RECLAIMING:  # (1)
@@ -278,6 +279,7 @@ def apply_catalogue(state: HostState, event: CatalogueChanged, now: float) -> No
             state.superseded[instance.revision] = now + SUPERSEDED_S
             end(state, instance, DrainReason.SUPERSEDED, now)
         else:
+            instance = drop_undeclared(state, instance, declared)
             state.functions[instance.id] = declared
             put(state, replace(instance, pinned=_is_pinned(state, declared), priority=declared.priority))
     state.failures.keep_only(event.functions)

@@ -15,8 +15,8 @@ from cortex.functions.spec import Function
 from cortex.platform.agent_messages import PlacementPlan, Rejected
 from cortex.platform.fleet import Fleet, used_instance
 from cortex.platform.record import HostRecord
-from cortex.platform.scheduling import events, requests, worker_events
-from cortex.platform.scheduling.effects import Answer, Effect
+from cortex.platform.scheduling import adapters, events, requests, worker_events
+from cortex.platform.scheduling.effects import AdapterAnswer, Answer, Effect
 from cortex.platform.scheduling.events import Event
 from cortex.platform.scheduling.reconcile import reconcile
 from cortex.platform.scheduling.saved_state import AgentState, LocalWeights, SavedWorker
@@ -41,6 +41,8 @@ class Scheduler:
         match event:
             case events.EnsureRequest():
                 state.effects.append(Answer(requests.ensure(state, event, now)))
+            case events.AdapterRequest(request):
+                state.effects.append(AdapterAnswer(adapters.ensure(state, request, now)))
             case events.StartWithdrawn(instance):
                 requests.withdraw(state, instance, now)
             case events.CoolRequest():
@@ -87,6 +89,12 @@ class Scheduler:
                 worker_events.start_failed(state, event, now)
             case events.MemoryRead():
                 worker_events.memory_read(state, event)
+            case events.AdapterProgress():
+                adapters.progressed(state, event)
+            case events.AdapterLoaded():
+                adapters.loaded(state, event)
+            case events.AdapterFailed():
+                adapters.failed(state, event, now)
             case events.HealthCheckFailed():
                 worker_events.health_check_failed(state, event, now)
             case events.FellBackToCpu():

@@ -77,6 +77,8 @@ class HostState(Struct, kw_only=True):
     """How many rehearsals of its first sleep an instance has begun."""
     upgrades: dict[str, int] = {}
     """How many full starts that were to replace an instance have been cancelled."""
+    adapter_failures: dict[str, dict[str, float]] = {}
+    """By instance and variant, when an adapter could not be loaded."""
     blind_until: float = 0.0
     in_record: bool = False
     cordoned: bool = False

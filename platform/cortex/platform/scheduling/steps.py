@@ -149,7 +149,9 @@ def step(state: HostState, instance: Instance, taken: Step, now: float) -> Insta
 def put(state: HostState, instance: Instance) -> Instance:
     """Replace an instance; one that is gone is removed."""
     if instance.state is State.GONE:
-        for table in (state.instances, state.functions, state.weights, state.rehearsals, state.upgrades):
+        for table in (
+            state.instances, state.functions, state.weights, state.rehearsals, state.upgrades, state.adapter_failures,
+        ):  # fmt: skip
             table.pop(instance.id, None)
     else:
         state.instances[instance.id] = instance

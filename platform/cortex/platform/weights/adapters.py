@@ -10,6 +10,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from cortex.functions.launch.vllm import highest_rank
+from cortex.functions.servers import server_of
 from cortex.functions.spec import Engine, Function
 from cortex.functions.variants import as_weights
 from cortex.platform.blocking_calls import NoAnswer
@@ -19,20 +21,27 @@ from cortex.platform.weights.hub import WeightsUnavailable
 
 CONFIG = "adapter_config.json"
 MOST_BYTES = 1 << 20
+UNKNOWN_RANK = 64
+"""The rank for which an instance starts while an adapter is not on its host yet: few have a higher one."""
 
 Find = Callable[[Function], Awaitable[LocalWeights | None]]
 """Returns weights on this host, or None where they are to be fetched. Raises WeightsUnavailable and NoAnswer."""
 
 
 async def with_local_adapters(
-    function: Function, local: LocalWeights, find: Find, check: Callable[[Path, Path], Awaitable[str]]
+    function: Function,
+    local: LocalWeights,
+    find: Find,
+    check: Callable[[Path, Path], Awaitable[str]],
+    rank: Callable[[Path], Awaitable[int]],
 ) -> tuple[LocalWeights, list[Function]]:
-    """Return a function's weights with its adapters on this host, and those that are to be fetched, as functions.
-    `check` returns why an adapter does not fit the model at a path."""
+    """Return a function's weights with its adapters on this host, and those that are to be fetched before a start, as
+    functions: none for an engine that loads adapters while it runs. `check` returns why an adapter does not fit the
+    model at a path, `rank` the rank of one."""
     paths: dict[str, str] = {}
     problems: dict[str, str] = {}
     missing: list[Function] = []
-    size_mb = local.size_mb
+    size_mb, highest = local.size_mb, 0
     for adapter in function.adapters:
         weights = as_weights(function, adapter)
         try:
@@ -44,9 +53,18 @@ async def with_local_adapters(
             else:
                 paths[adapter.id] = own.path
                 size_mb += own.size_mb
+                highest = max(highest, await rank(Path(own.path)))
         except (WeightsUnavailable, NoAnswer, OSError) as error:
             problems[adapter.id] = str(error)
-    return replace(local, size_mb=size_mb, adapters=paths, adapter_problems=problems), missing
+    local = replace(local, size_mb=size_mb, adapters=paths, adapter_problems=problems)
+    if loads_while_it_runs(function):
+        return replace(local, adapter_rank=max(highest, UNKNOWN_RANK if missing or problems else 1)), []
+    return local, missing
+
+
+def loads_while_it_runs(function: Function) -> bool:
+    """Whether the instances of a function load its adapters while they run."""
+    return bool(function.adapters) and server_of(function).loads_adapters == "while it runs"
 
 
 def without_failed(local: LocalWeights, last_lines: Iterable[str]) -> LocalWeights | None:
@@ -69,6 +87,26 @@ def problem_of(function: Function, adapter: Path, model: Path) -> str:
     return _problem_of_folder(adapter, function.weights)
 
 
+def rank_of(adapter: Path) -> int:
+    """Return the highest rank in an adapter's folder; 1 for a file, whose engine needs no rank. Blocks."""
+    if not adapter.is_dir():
+        return 1
+    config = _config(adapter)
+    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
+    return max((r for r in ranks if isinstance(r, int)), default=1)
+
+
+def excess_rank(function: Function, local: LocalWeights, rank: int) -> str:
+    """Return why an instance that was started with these weights cannot load an adapter of a rank, or ""."""
+    highest = highest_rank(function, local.adapter_rank)
+    if rank <= highest:
+        return ""
+    return (
+        f"its rank is {rank}, and the instance was started for at most {highest}: `cortex fn cool {function.id}` lets "
+        'the next start take it, or args = ["--max-lora-rank", …]'
+    )
+
+
 def _problem_of_gguf(adapter: Path, model: Path) -> str:
     try:
         own, base = gguf_head.read(adapter), gguf_head.read(model)
@@ -82,14 +120,22 @@ def _problem_of_gguf(adapter: Path, model: Path) -> str:
 
 def _problem_of_folder(adapter: Path, model: str) -> str:
     try:
-        with (adapter / CONFIG).open("rb") as file:
-            config: Any = json.loads(file.read(MOST_BYTES))
-        kind, base = str(config.get("peft_type", "LORA")), str(config.get("base_model_name_or_path") or "")
-    except (OSError, ValueError, AttributeError) as error:
+        config = _config(adapter)
+    except (OSError, ValueError) as error:
         return f"the adapter {adapter.name} has no readable {CONFIG}: {error}"
+    kind, base = str(config.get("peft_type", "LORA")), str(config.get("base_model_name_or_path") or "")
     if kind.upper() != "LORA":
         return f"{adapter.name} is not a LoRA adapter: its peft_type is {kind!r}"
     return "" if _may_fit(base, model) else f"the adapter is for another base: for {base!r}, and this is {model!r}"
+
+
+def _config(adapter: Path) -> dict[str, Any]:
+    """Return the configuration of an adapter. Raises OSError or ValueError."""
+    with (adapter / CONFIG).open("rb") as file:
+        config = json.loads(file.read(MOST_BYTES))
+    if not isinstance(config, dict):
+        raise ValueError("it is not an object")
+    return config
 
 
 def _may_fit(base: str, model: str) -> bool:

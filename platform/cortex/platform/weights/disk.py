@@ -21,7 +21,7 @@ from cortex.platform.scheduling.saved_state import LocalWeights
 from cortex.platform.settings import Settings
 from cortex.platform.weights import estimation
 from cortex.platform.weights import inventory as inventory_on_disk
-from cortex.platform.weights.adapters import problem_of, with_local_adapters
+from cortex.platform.weights.adapters import problem_of, rank_of, with_local_adapters
 from cortex.platform.weights.hub import WeightsUnavailable
 from cortex.platform.weights.load_policy import require_inside
 from cortex.platform.weights.store import demo_path, hub_cache
@@ -97,15 +97,30 @@ async def weights(
 async def with_adapters(
     looks: BlockingCalls, function: Function, local: LocalWeights, cache: Path, roots: Collection[str] = ()
 ) -> tuple[LocalWeights, list[Function]]:
-    """Return a function's weights with its adapters on this host, and those that are to be fetched, as functions."""
+    """Return a function's weights with its adapters on this host, and those that are to be fetched before a start, as
+    functions."""
 
     async def check(adapter: Path, model: Path) -> str:
-        question = (msgspec.json.encode(function), str(adapter))
-        return await looks.look(
-            str(adapter), "adapter", lambda: problem_of(function, adapter, model), question=question
-        )
+        return await adapter_problem(looks, function, adapter, model)
 
-    return await with_local_adapters(function, local, lambda f: weights(looks, f, cache, roots), check)
+    async def rank(adapter: Path) -> int:
+        return await adapter_rank(looks, adapter)
+
+    return await with_local_adapters(function, local, lambda f: weights(looks, f, cache, roots), check, rank)
+
+
+async def adapter_problem(looks: BlockingCalls, function: Function, adapter: Path, model: Path) -> str:
+    """Return why an adapter does not fit a function's model, or "". Raises NoAnswer."""
+    question = (msgspec.json.encode(function), str(adapter))
+    return await looks.look(str(adapter), "adapter", lambda: problem_of(function, adapter, model), question=question)
+
+
+async def adapter_rank(looks: BlockingCalls, adapter: Path) -> int:
+    """Return the rank of an adapter. Raises NoAnswer, OSError or WeightsUnavailable."""
+    try:
+        return await looks.look(str(adapter), "rank", lambda: rank_of(adapter))
+    except ValueError as error:
+        raise WeightsUnavailable(f"the adapter {adapter.name} has no readable configuration: {error}") from None
 
 
 async def estimate(looks: BlockingCalls, function: Function, settings: Settings) -> Estimate:

@@ -8,6 +8,7 @@ follows it, and cancels it when the last instance that waited for it is gone, un
 import asyncio
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -49,11 +50,16 @@ QUEUE_S = 10.0
 """Timeout of the job queue: its client bounds reads, but not the lookup of its server's name."""
 
 
+class FetchProblem(Exception):
+    """An adapter could not be fetched; the message has the reason."""
+
+
 class Fetches:
     """The fetches of one agent."""
 
     def __init__(self, settings: Settings, tell: Callable[[Event], None], looks: BlockingCalls) -> None:
         self._host, self._cache = settings.host_name, Path(settings.agent.cache_dir)
+        self._roots = settings.agent.weight_roots
         self._looks = looks
         self._calls = BlockingCalls(QUEUE_S, hint="is Redis reachable?")
         self._jobs = Jobs(settings.redis_url, RecordKeys(settings.redis.prefix).queue(settings.host_name))
@@ -71,7 +77,7 @@ class Fetches:
         """Fetch the weights of an instance; report progress, and the result or the reason of a failure. An adapter that
         cannot be fetched is a problem of its variant only."""
         try:
-            local_weights = await self._fetched(instance, function)
+            local_weights = await self._fetched(instance, function, partial(self._report_progress, instance))
         except _FAILURES as error:
             reason = f"the weights of '{function.id}' ('{function.weights}') could not be fetched: {error}"
             self._tell(FetchFailed(instance.id, reason))
@@ -80,7 +86,17 @@ class Fetches:
             local_weights = await self._with_adapters(instance, function, local_weights)
         self._tell(Fetched(instance.id, local_weights))
 
-    async def _fetched(self, instance: Instance, function: Function) -> LocalWeights:
+    async def fetch_adapter(self, instance: Instance, adapter: Function, report: Callable[[str], None]) -> LocalWeights:
+        """Fetch an adapter, as its function (`variants.as_weights`), for a running instance; `report` gets the
+        progress. Raises FetchProblem."""
+        try:
+            return await self._fetched(instance, adapter, lambda f: report(describe(f, time.time())))
+        except _FAILURES as error:
+            raise FetchProblem(f"its adapter '{adapter.source}' could not be fetched: {error}") from None
+
+    async def _fetched(
+        self, instance: Instance, function: Function, report: Callable[[Fetching], None]
+    ) -> LocalWeights:
         """Fetch weights, unless a function with adapters has its own already. Raises one of `_FAILURES`."""
         if function.adapters and (local_weights := await self._local_weights(function)) is not None:
             return local_weights
@@ -89,7 +105,7 @@ class Fetches:
         self._waiting.setdefault(name, set()).add(instance.id)
         self._for.setdefault(name, set()).add(function.id)
         try:
-            await self._follow(source, instance)
+            await self._follow(source, report)
         finally:
             self._waiting.get(name, set()).discard(instance.id)
         local_weights = await self._local_weights(function)
@@ -99,14 +115,14 @@ class Fetches:
 
     async def _with_adapters(self, instance: Instance, function: Function, local: LocalWeights) -> LocalWeights:
         """Fetch the adapters that are missing, and return the weights with those that are here."""
-        _, missing = await disk.with_adapters(self._looks, function, local, self._cache)
+        _, missing = await disk.with_adapters(self._looks, function, local, self._cache, self._roots)
         problems: dict[str, str] = {}
         for adapter in missing:
             try:
-                await self._fetched(instance, adapter)
+                await self._fetched(instance, adapter, partial(self._report_progress, instance))
             except _FAILURES as error:
                 problems[adapter.id] = f"its adapter '{adapter.source}' could not be fetched: {error}"
-        local, missing = await disk.with_adapters(self._looks, function, local, self._cache)
+        local, missing = await disk.with_adapters(self._looks, function, local, self._cache, self._roots)
         lost = {f.id: f"its adapter '{f.source}' is missing" for f in missing}
         return replace(local, adapter_problems={**lost, **problems, **local.adapter_problems})
 
@@ -193,8 +209,9 @@ class Fetches:
             self._cancelled.discard(name)
             return name
 
-    async def _follow(self, source: Demo | Repo, instance: Instance) -> None:
-        """Follow a fetch to its end. Raises JobFailed, or JobLost when the record loses it repeatedly."""
+    async def _follow(self, source: Demo | Repo, report: Callable[[Fetching], None]) -> None:
+        """Follow a fetch to its end; `report` gets its state at an interval. Raises JobFailed, or JobLost when the
+        record loses it repeatedly."""
         name = await self._request(source)
         requests, reported_at, wait = 1, 0.0, POLL_FIRST_S
         answered = seen_worker = time.monotonic()
@@ -219,7 +236,7 @@ class Fetches:
                     raise JobFailed(f"no job worker runs for host '{self._host}': start `cortex jobs` there")
                 if fetching is not None and time.monotonic() - reported_at > PROGRESS_EVERY_S:
                     reported_at = time.monotonic()
-                    self._report_progress(instance, fetching)
+                    report(fetching)
             except (redis.RedisError, OSError) as error:
                 if time.monotonic() - answered > RECORD_AWAY_S:
                     raise JobFailed(f"the record cannot be reached: {error}") from None

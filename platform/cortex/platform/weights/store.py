@@ -33,6 +33,8 @@ from cortex.platform.weights.hub import Hub, HubUnavailable, WeightsUnavailable
 __all__ = ["HubUnavailable", "WeightsUnavailable"]
 
 MIB = 1024 * 1024
+CONFIGS = ("config.json", "adapter_config.json")
+"""The configuration of a model and of an adapter: one of them is in a complete folder of weights."""
 AT_A_TIME = 4
 """Concurrent file downloads."""
 
@@ -264,7 +266,7 @@ def _adopt(source: Repo, cache: Path, client: Hub) -> bool:
         selection = select(source, _files_in(snapshot))
     except (NoSuchWeights, OSError):
         return False
-    if not source.gguf and not source.file and not (snapshot / "config.json").is_file():
+    if not source.gguf and not source.file and not any((snapshot / name).is_file() for name in CONFIGS):
         return False
     _write_manifest(source, cache, commit, selection)
     return True

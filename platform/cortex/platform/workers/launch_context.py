@@ -35,6 +35,7 @@ def launch_context(
     control_key: str = "",
     sleeps: bool = False,
     adapters: Sequence[str] = (),
+    adapter_rank: int = 0,
     tricks_off: Collection[str] = (),
 ) -> LaunchContext:
     """Return the address, devices, memory and paths for an instance."""
@@ -63,6 +64,7 @@ def launch_context(
         control_key=control_key,
         sleeps=sleeps,
         adapters=tuple(adapters),
+        adapter_rank=adapter_rank,
         mode=instance.start_mode,
         tricks_off=tricks_off,
     )

@@ -21,6 +21,7 @@ from cortex.functions.lifecycle import State
 from cortex.functions.names import slug
 from cortex.functions.servers import COMMAND
 from cortex.functions.spec import Engine
+from cortex.functions.variants import adapter_name, adapter_number
 from cortex.platform.blocking_calls import NoAnswer
 from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
@@ -32,18 +33,21 @@ from cortex.platform.process.environment import OWNER
 from cortex.platform.record import FailureKind, HostRecord, Instance, ProcessId, Tier
 from cortex.platform.scheduling import events
 from cortex.platform.scheduling.effects import (
+    AdapterAnswer,
     Answer,
     CancelFetch,
     Decision,
     Effect,
     Ending,
     Fetch,
+    LoadAdapter,
     Look,
     Park,
     Prove,
     Reclaim,
     Spawn,
     Stop,
+    UnloadAdapter,
     Wake,
 )
 from cortex.platform.scheduling.events import Event
@@ -53,9 +57,10 @@ from cortex.platform.scheduling.saved_state import SavedWorker
 from cortex.platform.serving import address
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
-from cortex.platform.weights.adapters import without_failed
+from cortex.platform.weights.adapters import loads_while_it_runs, without_failed
 from cortex.platform.weights.fetches import Fetches
 from cortex.platform.workers import cgroup, hardening, launch_context, log_files, process
+from cortex.platform.workers.adapter_loads import AdapterLoads
 from cortex.platform.workers.checkpoint import Freezer
 from cortex.platform.workers.compile_caches import CompileCaches
 from cortex.platform.workers.control_keys import ControlKeys
@@ -121,6 +126,7 @@ class Supervisor:
         self._user = find_user(settings.agent.worker_user)
         self.freezer = Freezer(self._user)
         self.tiers = Tiers(self._probe, self._control, self.freezer, holders, record, self.scratch, tell)
+        self._adapter_loads = AdapterLoads(settings.agent, self.looks, self.fetches, self._control, self._note, tell)
         # A parked launcher cannot change its user.
         uses_launcher = settings.agent.launcher and "vllm" in engines.tools and self._user is None
         self._launchers = LauncherPool(
@@ -154,6 +160,11 @@ class Supervisor:
                 self._begin("call off", instance, self._cancel_fetch(effect))
             case Spawn(instance):
                 self._begin("spawn", instance, self._spawn(effect), self._spawn_failed)
+            case LoadAdapter(instance, _, adapter):
+                name = adapter_name(adapter.id, adapter_number(adapter.source))
+                self._begin(f"adapter {name}", instance, self._adapter_loads.load(effect), self._load_failed(effect))
+            case UnloadAdapter(instance, name):  # another load of it replaces this
+                self._begin(f"adapter {name}", instance, self._adapter_loads.unload(effect))
             case Look(instance):
                 self._begin("look", instance, self.health.look(instance), self._look_failed)
             case Prove(instance):
@@ -166,7 +177,7 @@ class Supervisor:
                 self._begin("stop", instance, self._insist("stop", instance, lambda: self._stop(effect)))
             case Reclaim(instance):
                 self._begin("reclaim", instance, self._insist("reclaim", instance, lambda: self._reclaim(instance)))
-            case Decision() | Answer() | Ending():
+            case Decision() | Answer() | AdapterAnswer() | Ending():
                 pass  # the agent's
 
     def _begin(
@@ -233,6 +244,13 @@ class Supervisor:
     def _wake_failed(self, instance: Instance, error: Exception) -> None:
         self._tell(events.StartFailed(instance.id, f"its memory could not be moved back: {type(error).__name__}"))
 
+    def _load_failed(self, effect: LoadAdapter) -> Callable[[Instance, Exception], None]:
+        def failed(instance: Instance, error: Exception) -> None:
+            reason = f"its adapter could not be loaded: {type(error).__name__}"
+            self._tell(events.AdapterFailed(instance.id, effect.adapter.id, reason))
+
+        return failed
+
     def _look_failed(self, instance: Instance, _: Exception) -> None:
         self._tell(events.Looked(instance.id, None, 0))
 
@@ -294,7 +312,8 @@ class Supervisor:
         leader = ProcessId(process_id.boot_id(), child.pid, process_id.started_at(child.pid))
         if warm:
             self._warm[instance.id] = effect
-        if effect.weights.adapters:
+        at_start = () if loads_while_it_runs(function) else tuple(effect.weights.adapters)
+        if at_start:
             self._with_adapters[instance.id] = effect
         self._children[instance.id] = child
         self._watch_over(instance.id, function.id, leader)
@@ -310,7 +329,7 @@ class Supervisor:
                 path=path,
                 warm=warm,
                 sleeps=context.sleeps,
-                adapters={id: number for number, id in enumerate(effect.weights.adapters)},
+                adapters={id: number for number, id in enumerate(at_start)},
                 adapter_problems=effect.weights.adapter_problems,
                 tricks=command.tricks,
             )
@@ -330,7 +349,8 @@ class Supervisor:
         instance, function = effect.instance, effect.function
         port = self._ports.take(instance.id, function.id, checks_key=function.engine is not Engine.COMMAND)
         hardening.temporary(instance.id, self._user)
-        control_key = self._control_key(instance.id) if must_sleep(instance, function, self._record()) else ""
+        sleeps = must_sleep(instance, function, self._record())
+        control_key = self._control_key(instance.id) if sleeps or effect.weights.adapter_rank else ""
         return launch_context.launch_context(
             effect,
             self._settings.agent,
@@ -339,10 +359,11 @@ class Supervisor:
             port=port,
             key=self._token.worker_key(instance.id),
             control_key=control_key,
-            sleeps=bool(control_key),
+            sleeps=sleeps and bool(control_key),
             scratch=str(self.scratch(instance.id)),
             layers=effect.weights.layers if launch_context.exceeds_placement(effect) else 0,
             adapters=tuple(effect.weights.adapters.values()),
+            adapter_rank=effect.weights.adapter_rank if control_key else 0,
             tricks_off=self._record().tricks_off.get(instance.revision, ()),
         )
 
@@ -461,12 +482,16 @@ class Supervisor:
             return await self.looks.look(str(path), "tail", partial(log_files.tail, path), question=object())
         return ()
 
-    async def _misfit(self, worker: Instance, served: Collection[str]) -> None:
-        """Report a worker that serves other models. Their names are untrusted and go to its log only."""
-        path = self.log_path(worker.function, worker.id)
-        text = f"the worker serves {', '.join(served) or 'nothing'} instead of {worker.name_at_worker}"
+    async def _note(self, function: str, instance: str, text: str) -> None:
+        """Add a line to a worker's log."""
+        path = self.log_path(function, instance)
         with self._faults.guard("last lines"), contextlib.suppress(NoAnswer):
             await self.looks.look(str(path), "note", partial(log_files.append_note, path, text), question=object())
+
+    async def _misfit(self, worker: Instance, served: Collection[str]) -> None:
+        """Report a worker that serves other models. Their names are untrusted and go to its log only."""
+        text = f"the worker serves {', '.join(served) or 'nothing'} instead of {worker.name_at_worker}"
+        await self._note(worker.function, worker.id, text)
         other = f"{len(served)} other {'model' if len(served) == 1 else 'models'}" if served else "no model"
         reason = f"the worker serves {other} instead of {worker.name_at_worker}"
         if served and worker.server == COMMAND:

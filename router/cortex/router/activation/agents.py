@@ -14,9 +14,11 @@ from cortex.functions.spec import Function
 from cortex.platform.agent_messages import (
     ANSWER_S,
     Accepted,
+    AdapterState,
     CatalogueUpdate,
     Cool,
     Ensure,
+    EnsureAdapter,
     Fetching,
     PlacementPlan,
     PlanRequest,
@@ -102,6 +104,12 @@ class Agents:
         with self._translate_errors(host):
             answer = await self._send(host, "POST", "/functions/ensure", request)
             return msgspec.json.decode(answer, type=Accepted | Rejected)
+
+    async def ensure_adapter(self, host: HostRecord, request: EnsureAdapter) -> AdapterState:
+        """Request a variant's adapter on an instance. Raises AgentUnavailable."""
+        with self._translate_errors(host):
+            answer = await self._send(host, "POST", "/functions/adapter", request)
+            return msgspec.json.decode(answer, type=AdapterState)
 
     async def plan(self, host: HostRecord, function: Function) -> PlacementPlan | Rejected:
         """Return what `ensure` would do. Raises AgentUnavailable."""

@@ -63,10 +63,12 @@ def _function_view(function: Function, snapshot: FleetSnapshot, index: Index) ->
     retry_at = max((f.retry_at for f in failures), default=0.0)
     instances = tuple(instance_views(index.placed.get(function.id, ()), snapshot, index))
     requests = index.requests(function)
-    adapter_problem = next((p for i in instances if (p := i.adapter_problems.get(function.id))), "")
     measured = sorted(index.measured[revision].items()) if revision in index.measured else []
     override = snapshot.fleet.overrides.get(function.id, _NO_OVERRIDE)
     warm = hours.texts(function) if override.min is None else ()
+    state, adapter_problem = furthest({i.state for i in instances}, failing=retry_at > snapshot.now), ""
+    if function.adapter:
+        state, adapter_problem = _adapter_state(function.id, instances, state)
     return FunctionView(
         id=function.id,
         now=snapshot.now,
@@ -76,7 +78,7 @@ def _function_view(function: Function, snapshot: FleetSnapshot, index: Index) ->
         variants=tuple(index.variants.get(function.id, ())),
         engine=function.engine if declared else "",
         revision=revision,
-        state="failing" if adapter_problem else furthest({i.state for i in instances}, failing=retry_at > snapshot.now),
+        state=state,
         instances=instances,
         in_flight=requests.in_flight,
         waiting=requests.waiting,
@@ -116,6 +118,16 @@ def _function_view(function: Function, snapshot: FleetSnapshot, index: Index) ->
             for tier, why in host.unparkable[revision].items()
         ),
     )
+
+
+def _adapter_state(id: str, instances: Iterable[Instance], state: str) -> tuple[str, str]:
+    """Return the state of a variant with an adapter, by that of its base's instances, and why no instance has it."""
+    if any(id in i.adapters for i in instances):
+        return state, ""
+    if any(id in i.adapter_steps for i in instances):
+        return "starting", ""
+    problem = next((p for i in instances if (p := i.adapter_problems.get(id))), "")
+    return ("failing", problem) if problem else (state, "")
 
 
 def _base(function: Function, snapshot: FleetSnapshot) -> Function:

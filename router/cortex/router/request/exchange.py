@@ -28,7 +28,7 @@ from cortex.router.dialects.core.worker_errors import BREAKDOWNS, engine_died, f
 from cortex.router.errors import SEE_WHY, Cancelled, NotReadyInTime, RequestError, UpstreamBroke, UpstreamSilent
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue, Target
-from cortex.router.request.adapters import check_adapter, with_adapter
+from cortex.router.request.adapters import AdapterLoads, check_adapter, with_adapter
 from cortex.router.request.admission import Admission, Ticket
 from cortex.router.request.assemble import ASSEMBLED, Assembly, BadStream, CutStream, asked_to_stream
 from cortex.router.request.attendance import attend
@@ -76,10 +76,12 @@ class Exchanges:
         request_records: RequestRecords,
         tracing: Tracing,
         substitutes: Substitutes,
+        adapters: AdapterLoads,
     ) -> None:
         self.view, self.catalogue, self.admission = view, catalogue, admission
         self.upstream, self.deaths, self.slots = upstream, deaths, SlotTable()
         self.request_records, self.tracing, self.substitutes = request_records, tracing, substitutes
+        self.adapters = adapters
 
 
 class Exchange:
@@ -180,6 +182,8 @@ class Exchange:
                     if instance is None:
                         instance = await self._wait_for_start(ticket)
                     function = self.target.function
+                    if self.target.has_adapter and not await self._wait_for_adapter(instance):
+                        continue
                     server = check_tools(function, instance.server, self._call.dialect, self._call.body)
                     ticket.join_queue(instance.id, max_concurrency(function, server))
                     outcome = await self._serve_from(instance, ticket, last=not replays_left)
@@ -314,6 +318,19 @@ class Exchange:
         request_record.cold, request_record.phase = True, "waiting"
         try:
             return await ticket.wait_for_start(self._start_s)
+        finally:
+            waited_s = time.monotonic() - began
+            self._start_s += waited_s
+            request_record.queued_s += waited_s
+
+    async def _wait_for_adapter(self, instance: Instance) -> bool:
+        """Wait until an instance has the function's adapter, and count the time as that of a start; False: the instance
+        has left."""
+        request_record, began = self.request_record, time.monotonic()
+        request_record.phase = "waiting"
+        left_s = self.target.function.start_timeout_s - self._start_s
+        try:
+            return await self._exchanges.adapters.wait(self.target, instance, left_s)
         finally:
             waited_s = time.monotonic() - began
             self._start_s += waited_s

@@ -321,7 +321,7 @@ def routes(entrance: Entrance, images: RemoteImages, salts: CacheSalts, stored: 
             placed = view.placed(ready.id)
             request_record.forwarded(ready.id, placed[1] if placed else "")
             with in_flight.track(target.base.id, ready.id, target.share):
-                prompt = parsed.count(target.worker_model)
+                prompt = parsed.count(target.base.name_at_worker)  # an adapter may not be loaded, and counts the same
                 return Count(await tokenizer.count(function, ready, prompt), is_estimate=False)
 
         return share.wrap(TokenCount(exchanges.request_records, function, request_record, count), request_record)

@@ -7,8 +7,9 @@ key of its compile cache.
 
 The file has two lines: the worker's key, which routers have, and the control key, which only the host's agent has. With
 its sleep mode vLLM serves routes for developers that can do anything to an engine, so every path outside `ORDINARY`
-needs the control key. While the engine sleeps its weights are not on the device, and it would compute with what is
-there instead: requests for it get 503 until it is awake. No router sends it any, but one that has lost the record may.
+needs the control key; so do the routes that load adapters, which are below `/v1`. While the engine sleeps its weights
+are not on the device, and it would compute with what is there instead: requests for it get 503 until it is awake. No
+router sends it any, but one that has lost the record may.
 
 The engine's own Python imports this module and has no cortex, so it uses the standard library only. The folder holds no
 other module, because it is on the engine's PYTHONPATH and each name in it hides the engine's.
@@ -32,6 +33,8 @@ ORDINARY = frozenset(
     }
 )  # fmt: skip
 """vLLM's paths for clients, in addition to those below `/v1` and `/v2`."""
+ADAPTERS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+"""Paths below `/v1` that change the engine: they read any path of the host."""
 SLEEP, WAKE_UP = "/sleep", "/wake_up"
 WHILE_ASLEEP = frozenset({"/health", "/load", "/metrics", "/ping", "/version"})
 """Those of them that need no weights."""
@@ -59,7 +62,7 @@ class RequireKey:
         path = scope["path"]
         if not self._has_key(path, scope["headers"]):
             await _reject(scope, send, 401, _NO_KEY, _POLICY_VIOLATION)
-        elif self._asleep and _is_ordinary(path) and path not in WHILE_ASLEEP:
+        elif self._asleep and (_is_ordinary(path) or path in ADAPTERS) and path not in WHILE_ASLEEP:
             await _reject(scope, send, 503, _ASLEEP, _TRY_AGAIN_LATER)
         elif path in (SLEEP, WAKE_UP):
             await self._move(scope, receive, send)
@@ -94,7 +97,7 @@ class RequireKey:
 
 def _is_ordinary(path: str) -> bool:
     """Return whether a path is for clients."""
-    return path in ORDINARY or path.startswith(("/v1/", "/v2/"))
+    return path in ORDINARY or (path.startswith(("/v1/", "/v2/")) and path not in ADAPTERS)
 
 
 async def _reject(scope: MutableMapping[str, Any], send: Send, status: int, body: bytes, close_code: int) -> None:
