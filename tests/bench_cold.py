@@ -67,14 +67,12 @@ class ColdHost:
         with self._fleet.http.stream("POST", "/v1/chat/completions", json=body, timeout=self._left_s()) as answer:
             if not answer.is_success:
                 raise SystemExit(f"{function} does not answer: {answer.read().decode()[:500]}")
+            took_s = 0.0
             for line in answer.iter_lines():
-                if line.startswith("data: {") and '"choices"' in line:
+                if line.startswith("data: {") and '"choices"' in line and not took_s:
                     took_s = time.monotonic() - began
-                    break
-            else:
-                raise SystemExit(f"{function} answered without a token")
-            for _ in answer.iter_lines():
-                pass
+        if not took_s:
+            raise SystemExit(f"{function} answered without a token")
         return took_s
 
     def path(self, function: str) -> str:
