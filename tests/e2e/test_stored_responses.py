@@ -136,6 +136,40 @@ def test_a_stream_whose_client_left_is_stored_as_far_as_it_came(keyed: Keyed) ->
     assert len(response.output_text.split()) >= 2
 
 
+def test_a_response_that_is_deleted_during_its_stream_is_not_stored(keyed: Keyed) -> None:
+    id = ""
+    for event in create(keyed, stream=True, model="one/slow"):
+        if event.type == "response.created":
+            id = event.response.id
+            with pytest.raises(openai.NotFoundError):
+                client(keyed).responses.delete(id)
+
+    with pytest.raises(openai.NotFoundError):
+        client(keyed).responses.retrieve(id)
+
+
+def test_an_item_of_any_stored_response_of_the_key_may_be_referred_to(keyed: Keyed) -> None:
+    api: Any = client(keyed)
+    first, question = create(keyed, f"{SECRET} two three"), {"role": "user", "content": "and"}
+    item = {"type": "item_reference", "id": first.output[0].id}
+    whole = api.responses.create(model="one/open", input=[first.output[0].to_dict(), question])
+
+    referring = api.responses.create(model="one/open", input=[item, question])
+
+    assert referring.usage.input_tokens == whole.usage.input_tokens
+    other: Any = client(keyed, "other")
+    with pytest.raises(openai.BadRequestError, match="no stored response of this key has such an item"):
+        other.responses.create(model="two/other", input=[item])
+
+
+def test_a_conversation_is_not_deleted_as_a_response(keyed: Keyed) -> None:
+    conversation = client(keyed).conversations.create()
+
+    with pytest.raises(openai.NotFoundError):
+        client(keyed).responses.delete(conversation.id)
+    assert client(keyed).conversations.retrieve(conversation.id).id == conversation.id
+
+
 def test_a_response_in_the_background_is_polled_to_its_end(keyed: Keyed) -> None:
     begun = create(keyed, background=True)
 

@@ -68,6 +68,37 @@ async def test_a_deleted_value_is_not_replaced(record: ResponseRecord) -> None:
     assert not await record.delete(CIPHER, "resp_1")
 
 
+async def test_a_value_that_is_deleted_before_it_is_written_is_not_written(
+    record: ResponseRecord, raw: redis.Redis
+) -> None:
+    assert not await record.delete(CIPHER, "resp_1")
+
+    assert not await record.write(CIPHER, "resp_1", b"value", "set")
+    assert await record.read(CIPHER, "resp_1") is None
+    assert await record.write(OTHER, "resp_1", b"value", "set")
+    assert 0 < raw.ttl(f"cortex:responses:deleted:{{{CIPHER.owner}}}") <= TTL_S
+
+
+async def test_the_ids_of_values_that_were_deleted_early_are_bounded(
+    record: ResponseRecord, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(response_record, "MOST_DELETED", 2)
+    for number in range(4):
+        await record.delete(CIPHER, f"resp_{number}")
+
+    assert raw.zcard(f"cortex:responses:deleted:{{{CIPHER.owner}}}") == 2
+
+
+async def test_a_lease_that_redis_has_lost_is_renewed(record: ResponseRecord, raw: redis.Redis) -> None:
+    await record.begin(CIPHER, "resp_1")
+    raw.flushall()
+    assert not await record.runs(CIPHER, "resp_1")
+
+    assert not await record.is_cancelled(CIPHER, "resp_1")
+
+    assert await record.runs(CIPHER, "resp_1")
+
+
 async def test_a_conversation_takes_turns_up_to_its_bound(
     record: ResponseRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,8 +83,10 @@ class RecordKeys:
         return [f"{self.prefix}:quota:{{{key}}}", f"{self.prefix}:tickets:{{{key}}}"]
 
     def responses(self, owner: str) -> list[str]:
-        """Return the index of an owner's stored responses and conversations, by expiry, and their sizes."""
-        return [f"{self.prefix}:responses:{{{owner}}}", f"{self.prefix}:responses:sizes:{{{owner}}}"]
+        """Return the index of an owner's stored responses and conversations, by expiry, their sizes, and the ids that
+        were deleted before they were written."""
+        prefix = f"{self.prefix}:responses"
+        return [f"{prefix}:{{{owner}}}", f"{prefix}:sizes:{{{owner}}}", f"{prefix}:deleted:{{{owner}}}"]
 
     def response(self, name: str) -> str:
         """Return the key of a stored response or conversation; the name has its owner and its id."""

@@ -14,12 +14,15 @@ LEASE_S = 15
 """How long the lease of a running response outlives its router."""
 MOST_TURNS = 1000
 """The most members of one conversation: its head and its turns."""
+MOST_DELETED = 1000
+"""The most ids of an owner that were deleted while their answers were streamed."""
 
 Write = Literal["set", "replace", "create", "append"]
-"""`replace` and `append` change existing values only: a value that was deleted meanwhile stays deleted."""
+"""`replace` and `append` change existing values only: a value that was deleted meanwhile stays deleted, and so does one
+that was deleted before it was written."""
 
 _WRITE = """
--- KEYS: the value, the index by expiry, the sizes.
+-- KEYS: the value, the index by expiry, the sizes, the ids that were deleted before they were written.
 -- ARGV: 1 set, replace, create or append; 2 the id; 3 the value; 4 its lifetime in s; 5 the bound in bytes;
 --       6 what precedes an id in the keys of values; 7 the most members of a list.
 local now = tonumber(redis.call('TIME')[1])
@@ -27,6 +30,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now)) do
   redis.call('ZREM', KEYS[2], id)
   redis.call('HDEL', KEYS[3], id)
 end
+if redis.call('ZSCORE', KEYS[4], ARGV[2]) then return 0 end
 local old = ARGV[1] == 'replace' or ARGV[1] == 'append'
 if old and redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 if ARGV[1] == 'append' and redis.call('LLEN', KEYS[1]) >= tonumber(ARGV[7]) then return 0 end
@@ -54,14 +58,19 @@ return 1
 _READ = "return redis.call('GET', KEYS[1])"
 _READ_LIST = "return redis.call('LRANGE', KEYS[1], 0, -1)"
 _DELETE = """
--- KEYS: the value, the index, the sizes. ARGV[1]: the id.
+-- KEYS: as for a write. ARGV: the id, its lifetime in s, the most ids of KEYS[4].
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('HDEL', KEYS[3], ARGV[1])
-return redis.call('DEL', KEYS[1])
+if redis.call('DEL', KEYS[1]) == 1 then return 1 end
+redis.call('ZADD', KEYS[4], redis.call('TIME')[1], ARGV[1])
+redis.call('ZREMRANGEBYRANK', KEYS[4], 0, -1 - ARGV[3])
+redis.call('EXPIRE', KEYS[4], ARGV[2])
+return 0
 """
 _LEASE = """
--- Begin or renew a lease, and return its value. KEYS[1] the lease; ARGV: its lifetime in s, '1' to begin.
-if ARGV[2] == '1' then redis.call('SET', KEYS[1], 'run', 'EX', ARGV[1]) else redis.call('EXPIRE', KEYS[1], ARGV[1]) end
+-- Begin a lease or renew it, also one that Redis has lost, and return its value. KEYS[1] the lease; ARGV[1]: its
+-- lifetime in s.
+if redis.call('EXPIRE', KEYS[1], ARGV[1]) == 0 then redis.call('SET', KEYS[1], 'run', 'EX', ARGV[1]) end
 return redis.call('GET', KEYS[1])
 """
 _CANCEL = """
@@ -103,17 +112,17 @@ class ResponseRecord:
         return [value for value in values if value is not None]
 
     async def delete(self, cipher: ResponseCipher, id: str) -> bool:
-        """Delete a value; False: there was none."""
+        """Delete a value; False: there was none, and none is written later."""
         keys = [self._names.response(_name(cipher, id)), *self._names.responses(cipher.owner)]
-        return bool(await self._delete(keys, [id]))
+        return bool(await self._delete(keys, [id, self.ttl_s, MOST_DELETED]))
 
     async def begin(self, cipher: ResponseCipher, id: str) -> None:
         """Begin the lease of a response in the background."""
-        await self._lease([self._names.response_run(_name(cipher, id))], [LEASE_S, 1])
+        await self._lease([self._names.response_run(_name(cipher, id))], [LEASE_S])
 
     async def is_cancelled(self, cipher: ResponseCipher, id: str) -> bool:
         """Renew a lease, and return whether its response was cancelled."""
-        return bool(await self._lease([self._names.response_run(_name(cipher, id))], [LEASE_S, 0]) == b"cancel")
+        return bool(await self._lease([self._names.response_run(_name(cipher, id))], [LEASE_S]) == b"cancel")
 
     async def runs(self, cipher: ResponseCipher, id: str) -> bool:
         """Whether a response has a lease."""

@@ -63,14 +63,22 @@ def test_every_item_of_a_request_has_an_id() -> None:
 def test_a_request_continues_items_and_may_refer_to_them() -> None:
     own = [{"type": "item_reference", "id": "msg_1"}, {"type": "message", "id": "msg_2"}]
 
-    assert stored.joined(CALM, own) == [*CALM, *CALM, own[1]]
+    assert stored.joined(CALM, own, CALM) == [*CALM, *CALM, own[1]]
 
 
 def test_a_reference_to_an_unknown_item_names_its_place() -> None:
     with pytest.raises(BadRequest) as refused:
-        stored.joined(CALM, [{"type": "item_reference", "id": "msg_9"}])
+        stored.joined(CALM, [{"type": "item_reference", "id": "msg_9"}], CALM)
 
     assert refused.value.param == "input[0].id"
+
+
+def test_a_reference_names_the_response_of_its_item() -> None:
+    ids = ["msg_1", "msg_abc_0", "fc_abc_1", "rs_def_i2", "no/id", "msg_abc", "msg_a_b_1"]
+    own = [{"type": "item_reference", "id": id} for id in ids]
+
+    assert stored.references(CALM, own) == ["resp_abc", "resp_def"]
+    assert stored.references([{"id": "msg_abc_0"}], own[:2]) == []
 
 
 def test_the_worker_gets_the_items_without_the_state() -> None:

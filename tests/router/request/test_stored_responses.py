@@ -11,9 +11,10 @@ from cortex.platform.response_cipher import ResponseCipher
 from cortex.platform.response_record import MOST_TURNS, ResponseRecord
 from cortex.router.dialects.core.errors import BadRequest
 from cortex.router.dialects.responses.stored import State
-from cortex.router.errors import ResponseNotFound, TooManyRuns
+from cortex.router.errors import KeyHoldsTooMuch, ResponseNotFound, TooManyRuns
+from cortex.router.request import stored_responses
 from cortex.router.request.intake import Body, Intake
-from cortex.router.request.stored_responses import MOST_RUNS, Keeper, Plan, StoredResponses, _Run
+from cortex.router.request.stored_responses import MOST_RUNS, Detached, Keeper, Plan, StoredResponses, _Run
 from tests.support.incoming import ReadingClient
 
 CIPHER = ResponseCipher("secret")
@@ -32,6 +33,7 @@ class Record:
     def __init__(self, **values: Any) -> None:
         self.values = values
         self.on_runs: Callable[[], None] = lambda: None
+        self.lease: Callable[[], bool] = lambda: False
         self.gate = asyncio.Event()
 
     async def read(self, cipher: ResponseCipher, id: str) -> Any:
@@ -42,7 +44,7 @@ class Record:
 
     async def runs(self, cipher: ResponseCipher, id: str) -> bool:
         self.on_runs()
-        return False
+        return self.lease()
 
     async def begin(self, cipher: ResponseCipher, id: str) -> None:
         await self.gate.wait()
@@ -53,7 +55,13 @@ class Record:
 
 
 def stored_in(record: Record) -> StoredResponses:
-    return StoredResponses(cast(ResponseRecord, record), cast(Intake, None))
+    return StoredResponses(cast(ResponseRecord, record), Intake(1 << 20))
+
+
+@pytest.fixture
+def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease that is lost is not waited for."""
+    monkeypatch.setattr(stored_responses, "RENEWAL_S", 0.0)
 
 
 async def status_of(responses: StoredResponses) -> str:
@@ -76,7 +84,7 @@ async def test_a_client_that_leaves_while_its_answer_is_written_loses_nothing() 
         finally:
             await keeper.finish("cancelled")
 
-    task = asyncio.create_task(serve(Keeper(ReadingClient(), keep)))
+    task = asyncio.create_task(serve(Keeper(ReadingClient(), keep, lambda size: None)))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     task.cancel()
@@ -86,7 +94,7 @@ async def test_a_client_that_leaves_while_its_answer_is_written_loses_nothing() 
     assert [msgspec.json.decode(response)["status"] for response in written] == ["completed"]
 
 
-async def test_a_response_that_ends_while_its_lease_is_looked_up_has_not_failed() -> None:
+async def test_a_response_that_ends_while_its_lease_is_looked_up_has_not_failed(no_wait: None) -> None:
     record = Record(resp_1=value("in_progress"))
     record.on_runs = lambda: record.values.update(resp_1=value("completed"))
 
@@ -94,8 +102,92 @@ async def test_a_response_that_ends_while_its_lease_is_looked_up_has_not_failed(
     assert record.values["resp_1"] == value("completed")
 
 
-async def test_a_response_without_a_lease_and_an_end_has_failed() -> None:
+async def test_a_response_without_a_lease_and_an_end_has_failed(no_wait: None) -> None:
     assert await status_of(stored_in(Record(resp_1=value("in_progress")))) == "failed"
+
+
+async def test_a_response_whose_lease_is_renewed_meanwhile_runs(no_wait: None) -> None:
+    record, looks = Record(resp_1=value("in_progress")), [False, True]
+    record.lease = lambda: looks.pop(0)
+
+    assert await status_of(stored_in(record)) == "in_progress"
+
+
+async def test_a_response_of_this_worker_runs_whatever_redis_says() -> None:
+    responses = stored_in(Record(resp_1=value("in_progress")))
+    task = asyncio.create_task(asyncio.Event().wait())
+    responses._runs[CIPHER.owner, "resp_1"] = _Run(cast("asyncio.Task[None]", task))
+
+    assert await status_of(responses) == "in_progress"
+    task.cancel()
+
+
+async def test_an_answer_over_the_limit_of_its_key_is_passed_on_and_not_stored() -> None:
+    written = list[bytes]()
+
+    async def keep(response: bytes) -> None:
+        written.append(response)
+
+    def count(size: int) -> None:
+        raise KeyHoldsTooMuch(1 << 20)
+
+    client = ReadingClient()
+    keeper = Keeper(client, keep, count)
+    keeper.start(200, ())
+    keeper.write(DONE)
+    await keeper.end()
+    await keeper.finish("cancelled")
+
+    assert (client.body, client.has_ended, written) == (DONE, True, [])
+    assert keeper.failure is not None and "not stored" in keeper.failure.message
+
+
+async def test_the_bytes_of_an_answer_that_is_recorded_are_counted() -> None:
+    sizes = list[int]()
+
+    async def keep(response: bytes) -> None: ...
+
+    keeper = Keeper(ReadingClient(), keep, sizes.append)
+    keeper.start(200, ())
+    keeper.write(DONE)
+    await keeper.end()
+
+    assert sizes == [len(DONE)]
+
+
+async def test_a_client_that_does_not_read_is_cut_off_and_the_response_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_responses, "STALL_S", 0.01)
+    client, resumed = ReadingClient(), asyncio.Event()
+    client.is_full = True
+    detached = Detached(client)
+
+    detached.on_writable = resumed.set
+    await asyncio.wait_for(resumed.wait(), 5)
+
+    assert client.has_aborted
+    assert not detached.is_full
+    detached.write(b"goes nowhere")
+
+
+async def test_a_client_that_reads_in_time_is_not_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    client, resumed = ReadingClient(), list[bool]()
+    detached = Detached(client)
+
+    detached.on_writable = lambda: resumed.append(True)
+    assert client.on_writable is not None
+    client.on_writable()
+
+    assert resumed == [True]
+    assert detached._stall is None
+
+
+@pytest.mark.parametrize("id", ["conv_1", "resp_", "resp_a/b", "resp_" + "a" * 65, "x"])
+async def test_only_the_id_of_a_response_is_deleted_as_one(id: str) -> None:
+    record = Record(**{id: value("completed")})
+
+    with pytest.raises(ResponseNotFound):
+        await stored_in(record).delete(CIPHER, id, "resp")
+    assert id in record.values
 
 
 async def test_a_second_cancellation_does_not_interrupt_the_end_of_the_first() -> None:

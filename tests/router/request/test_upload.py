@@ -9,7 +9,7 @@ import pytest
 
 from cortex.functions.passing import passing
 from cortex.router.dialects.core.errors import BadRequest
-from cortex.router.errors import KeyHoldsTooMuch, NoDisk
+from cortex.router.errors import KeyHoldsTooMuch, NoDisk, TooManyAnswers
 from cortex.router.request.holdings import Holdings
 from cortex.router.request.incoming import ClientLeft
 from cortex.router.request.upload import MEMORY, SMALL, Held, Upload, Uploads
@@ -190,3 +190,39 @@ async def test_a_file_that_takes_a_part_of_each_write_holds_all_bytes() -> None:
     await held.add(data)
 
     assert b"".join([piece async for piece in held.pieces()]) == data
+
+
+LATE_N = b'--b\r\nContent-Disposition: form-data; name="n"\r\n\r\n5\r\n--b--\r\n'
+
+
+async def an_edit(pieces: int) -> Upload:
+    """Return a form whose number of answers comes after its file."""
+    prompt = MODEL.replace(b"model", b"prompt")
+    body = MODEL + prompt + FILE.replace(b'"file"', b'"image"') + b"x" * MIB + b"\r\n" + LATE_N
+    return await uploads().begin(an_incoming(body, TYPE, pieces=pieces), "image_edits")
+
+
+async def test_answers_that_a_form_requests_after_its_file_are_covered() -> None:
+    covered = list[int]()
+
+    async def cover(answers: int) -> None:
+        covered.append(answers)
+
+    form = await an_edit(pieces=10)
+    assert form.form.answers == 1
+    form.cover = cover
+
+    await sent(form)
+
+    assert covered == [5]
+
+
+async def test_a_form_that_requests_too_much_after_its_file_is_refused() -> None:
+    async def refuse(answers: int) -> None:
+        raise TooManyAnswers(answers, 2)
+
+    form = await an_edit(pieces=10)
+    form.cover = refuse
+
+    with pytest.raises(TooManyAnswers):
+        await sent(form)

@@ -10,13 +10,15 @@ Values are encrypted under the caller's API key, so requests without one store n
 
 import asyncio
 import contextlib
+import re
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal
 
 import msgspec
 import structlog
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cortex.platform.api_keys import ANONYMOUS, Principal
 from cortex.platform.cancel import cancelled
@@ -30,7 +32,7 @@ from cortex.router.dialects.responses import stored
 from cortex.router.dialects.responses.answer import Failure, Status
 from cortex.router.dialects.responses.request import Reply
 from cortex.router.dialects.responses.stored import ENDS, Items, Recording, State, Stored
-from cortex.router.errors import RecordIsAway, ResponseNotFound, TooManyRuns
+from cortex.router.errors import RecordIsAway, RequestError, ResponseNotFound, TooManyRuns
 from cortex.router.request.http_answer import Answering, Client, PassingClient, json_answer
 from cortex.router.request.incoming import Incoming, unique_id
 from cortex.router.request.intake import Body, Intake
@@ -42,6 +44,12 @@ MOST_RUNS = 16
 SHARE = 4
 """One response with its input may have 1/SHARE of the bytes of a key."""
 WATCH_S = 1.0
+RENEWAL_S = 2 * WATCH_S
+"""How long a response without a lease is given to renew it, before it counts as failed."""
+STALL_S = 5.0
+"""How long a client that does not read its stream may hold up a response in the background, in all."""
+MOST_REFERENCED = 20
+"""The most stored responses whose items one request may refer to."""
 CANCEL_S, LOOK_S = 5.0, 0.1
 """How long a cancellation waits for another worker, and how often it looks."""
 OFF = ": answers are not stored, [gateway] responses_ttl_s is 0"
@@ -132,14 +140,15 @@ class StoredResponses:
             return None
         context = await self._context(cipher, state)
         unique = unique_id()
+        own = await self._intake.work(len(body), stored.items_of, body, unique)
+        known = [*context, *await self._referenced(cipher, stored.references(context, own))]
 
-        def read() -> tuple[Items, bytes, bytes]:
-            own = stored.items_of(body, unique)
-            items = stored.joined(context, own)
+        def read() -> tuple[bytes, bytes]:
+            items = stored.joined(context, own, known)
             continues = bool(context) or items != own
-            return own, msgspec.json.encode(items), stored.stateless(body, items if continues else None)
+            return msgspec.json.encode(items), stored.stateless(body, items if continues else None)
 
-        own, items, sent = await self._intake.work(len(body), read)
+        items, sent = await self._intake.work(len(body), read)
         size, most = len(items), self.most_of_one
         if size > most:
             raise BadRequest(
@@ -156,13 +165,32 @@ class StoredResponses:
             result = await self.find(cipher, state.previous_response_id, "previous_response_id")
             if stored.status_of(result.response) not in ENDS:
                 raise BadRequest("this response is not complete yet", "previous_response_id")
-            return result.context
+            return await self._intake.work(result.size, stored.context_of, result)
         if state.conversation:
             members = await self.conversation(cipher, state.conversation)
             if len(members) >= MOST_TURNS:
                 raise BadRequest(f"this conversation has {MOST_TURNS} turns: begin a new one", "conversation")
-            return _items(members)
+            return await self._items(members)
         return []
+
+    async def _referenced(self, cipher: ResponseCipher, responses: Sequence[str]) -> Items:
+        """Return all items of stored responses, as far as the caller has these. Raises BadRequest or RecordIsAway."""
+        if len(responses) > MOST_REFERENCED:
+            raise BadRequest(
+                f"the items referenced here are of {len(responses)} responses, and at most {MOST_REFERENCED} are read:"
+                " send previous_response_id, or the items themselves",
+                "input",
+            )
+        items: Items = []
+        for id in responses:
+            with contextlib.suppress(ResponseNotFound):
+                result = await self.find(cipher, id)
+                items += await self._intake.work(result.size, stored.context_of, result)
+        return items
+
+    async def _items(self, members: list[bytes]) -> Items:
+        """Return the items of a conversation: of its turns, which follow its head."""
+        return await self._intake.work(sum(map(len, members)), _items, members)
 
     async def find(self, cipher: ResponseCipher | None, id: str, param: str | None = None) -> Stored:
         """Return a stored response. One whose router died has failed. Raises ResponseNotFound or RecordIsAway."""
@@ -170,17 +198,19 @@ class StoredResponses:
             raise ResponseNotFound(id, param, NO_KEY if self.is_on else OFF)
         with _mapped:
             result = await self._read(cipher, id, param)
-            if stored.status_of(result.response) in ENDS or await self.record.runs(cipher, id):
+            if stored.status_of(result.response) in ENDS or await self._is_running(cipher, id):
                 return result
+            await asyncio.sleep(RENEWAL_S)  # Redis may have lost the lease while it was away
+            is_running = await self._is_running(cipher, id)
             result = await self._read(cipher, id, param)  # the end is written before the lease ends
-            if stored.status_of(result.response) in ENDS:
+            if stored.status_of(result.response) in ENDS or is_running:
                 return result
-            result = Stored(
-                response=msgspec.Raw(stored.ended(result.response, "failed", DIED)),
-                items=result.items,
-            )
+            result = replace(result, response=msgspec.Raw(stored.ended(result.response, "failed", DIED)))
             await self.record.write(cipher, id, msgspec.json.encode(result), "replace")
         return result
+
+    async def _is_running(self, cipher: ResponseCipher, id: str) -> bool:
+        return (cipher.owner, id) in self._runs or await self.record.runs(cipher, id)
 
     async def _read(self, cipher: ResponseCipher, id: str, param: str | None) -> Stored:
         value = await self.record.read(cipher, id) if id.startswith("resp_") else None
@@ -190,7 +220,12 @@ class StoredResponses:
 
     async def turns(self, cipher: ResponseCipher | None, id: str) -> Items:
         """Return the items of a conversation. Raises ResponseNotFound or RecordIsAway."""
-        return _items(await self.conversation(cipher, id))
+        return await self._items(await self.conversation(cipher, id))
+
+    async def items(self, cipher: ResponseCipher | None, id: str) -> Items:
+        """Return the items that the model of a response has read. Raises ResponseNotFound or RecordIsAway."""
+        result = await self.find(cipher, id)
+        return await self._intake.work(result.size, stored.items_read, result)
 
     async def conversation(self, cipher: ResponseCipher | None, id: str) -> list[bytes]:
         """Return a conversation's head and its turns. Raises ResponseNotFound or RecordIsAway."""
@@ -229,7 +264,7 @@ class StoredResponses:
         if not plan.state.background:
 
             async def saved(client: Client) -> None:
-                keeper = Keeper(client, lambda response: self._keep(plan, response, "set"))
+                keeper = Keeper(client, lambda response: self._keep(plan, response, "set"), plan.held.count)
                 try:
                     await answering(keeper)
                 finally:
@@ -251,7 +286,7 @@ class StoredResponses:
 
     async def _make(self, plan: Plan, answering: Answering, client: "Detached") -> None:
         """Generate a response in the background."""
-        keeper = Keeper(client, lambda response: self._keep(plan, response, "replace"))
+        keeper = Keeper(client, lambda response: self._keep(plan, response, "replace"), plan.held.count)
         watch = asyncio.create_task(self._watch(plan))
         run = self._runs[plan.cipher.owner, plan.id]
         error: Failure | None = Failure("server_error", STOPPED)
@@ -309,10 +344,13 @@ class StoredResponses:
         with _mapped:
             await self.record.cancel(cipher, id)
 
-    async def delete(self, cipher: ResponseCipher | None, id: str) -> None:
-        """Delete a response, or a conversation. Raises ResponseNotFound or RecordIsAway."""
+    async def delete(self, cipher: ResponseCipher | None, id: str, kind: Literal["resp", "conv"]) -> None:
+        """Delete a response, or a conversation. A response that is still streamed to its client is not stored at its
+        end. Raises ResponseNotFound or RecordIsAway."""
         if cipher is None:
             raise ResponseNotFound(id, None, NO_KEY if self.is_on else OFF)
+        if not re.fullmatch(rf"{kind}_[A-Za-z0-9]{{1,64}}", id):
+            raise ResponseNotFound(id)
         with _mapped:
             if not await self.record.delete(cipher, id):
                 raise ResponseNotFound(id)
@@ -345,9 +383,10 @@ class _Background(Struct):
 class Keeper(PassingClient):
     """A client whose answer is stored before its end is sent. `finish` stores the part of one that broke off."""
 
-    def __init__(self, client: Client, keep: Callable[[bytes], Awaitable[None]]) -> None:
+    def __init__(self, client: Client, keep: Callable[[bytes], Awaitable[None]], count: Callable[[int], None]) -> None:
+        """`count` counts bytes that are held for the client's key; it raises RequestError if that is too much."""
         super().__init__(client)
-        self._keep, self._recording = keep, Recording()
+        self._keep, self._count, self._recording = keep, count, Recording()
         self._saving: asyncio.Future[Any] | None = None
         self.failure: Failure | None = None
 
@@ -360,7 +399,14 @@ class Keeper(PassingClient):
         await self._client.send(status, headers, body)
 
     def write(self, data: bytes) -> None:
-        self._recording.feed(data)
+        if self.failure is None:
+            try:
+                self._count(len(data))
+                self._recording.feed(data)
+            except RequestError as error:  # the client gets its answer all the same
+                log.warning("response_not_stored", why=str(error))
+                self.failure = Failure("server_error", f"the answer is not stored: {error}")
+                self._recording = Recording()
         self._client.write(data)
 
     async def end(self) -> None:
@@ -382,20 +428,44 @@ class Keeper(PassingClient):
 
 
 class Detached:
-    """The client of a response in the background: it passes everything on to the real one while that is connected."""
+    """The client of a response in the background: it passes everything on to the real one while that is connected.
+
+    A client that does not read holds the response up for `STALL_S` in all; then it is cut off, and may poll."""
 
     def __init__(self, client: Client | None) -> None:
         self._client, self._left = client, asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._patience_s, self._stalled = STALL_S, 0.0
+        self._stall: asyncio.TimerHandle | None = None
+        self._resume: Callable[[], None] | None = None
         self.on_lost: Callable[[], None] | None = None
         self.is_lost = False
         if client is not None:
             client.on_lost = self._lose
 
     def _lose(self) -> None:
-        resume, self._client = self.on_writable, None
+        resume, self._client, self._resume = self._resume, None, None
+        self._end_stall()
         self._left.set()
         if resume is not None:
             resume()
+
+    def _begin_stall(self) -> None:
+        if self._stall is None:
+            self._stalled = self._loop.time()
+            self._stall = self._loop.call_later(max(0.0, self._patience_s), self._cut_off)
+
+    def _end_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+            self._patience_s -= self._loop.time() - self._stalled
+
+    def _cut_off(self) -> None:
+        if (client := self._client) is not None:
+            client.on_lost = None
+            self._lose()
+            client.abort()
 
     async def served_by(self, task: "asyncio.Task[None]") -> None:
         """Return when the task has ended or the real client has left."""
@@ -407,20 +477,34 @@ class Detached:
 
     @property
     def on_writable(self) -> Callable[[], None] | None:
-        return self._client.on_writable if self._client else None
+        return self._resume
 
     @on_writable.setter
     def on_writable(self, call: Callable[[], None] | None) -> None:
-        if self._client:
-            self._client.on_writable = call
+        if self._client is None:
+            return
+        self._resume, self._client.on_writable = call, self._go_on if call else None
+        if call:
+            self._begin_stall()
+        else:
+            self._end_stall()
+
+    def _go_on(self) -> None:
+        self._end_stall()
+        if self._resume is not None:
+            self._resume()
 
     @property
     def is_full(self) -> bool:
         return self._client is not None and self._client.is_full
 
     async def drain(self) -> None:
-        if self._client:
-            await self._client.drain()
+        if self._client and self._client.is_full:
+            self._begin_stall()
+            try:
+                await self._client.drain()
+            finally:
+                self._end_stall()
 
     async def send(self, status: int, headers: Any, body: bytes) -> None:
         if self._client:

@@ -10,7 +10,7 @@ A request may be sent again as long as everything that was read of the form is h
 import asyncio
 import secrets
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import IO
 
 from msgspec import Struct
@@ -77,6 +77,8 @@ class Upload:
         self._client: Client | None = None
         self._is_begun = False
         """Whether some of what was read is not held."""
+        self.cover: Callable[[int], Awaitable[None]] = _no_cover
+        """Called with the number of answers when a field after the file raises it. It may refuse the form."""
 
     @property
     def may_be_sent_again(self) -> bool:
@@ -111,7 +113,7 @@ class Upload:
 
     async def pieces(self, model: str, passing: Passing) -> AsyncIterator[bytes]:
         """Yield the form for a worker with its name of the model. Raises BadRequest or ClientLeft for what the client
-        sends, or does not send."""
+        sends, or does not send, and what `cover` raises."""
         yield self.form.head(model, passing)
         async for piece in self._held.pieces():
             yield piece
@@ -149,9 +151,16 @@ class Upload:
             return self.form.close()
         self._size += len(piece)
         self._uploads.check(self._size)
+        answers = self.form.answers
         out = self.form.feed(piece)
         self._held.reserve(self.form.text_size)
+        if self.form.answers > answers:
+            await self.cover(self.form.answers)
         return out
+
+
+async def _no_cover(answers: int) -> None:
+    """Do nothing, until the form's function is known."""
 
 
 class OutgoingForm(Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from msgspec import Struct
 
@@ -59,6 +60,7 @@ def routes(entrance: Entrance) -> dict[str, Handler]:
 
         call = await parse(target)
         await share.adjust(0, call.answers)
+        upload.cover = partial(share.adjust, 0)
         return entrance.exchange_of(request, target, call, parse, name, who, started, share)
 
     async def body(request: Incoming, kind: Dialect, content: bytes, share: Share) -> Answering:

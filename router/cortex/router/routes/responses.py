@@ -58,8 +58,7 @@ def routes(responses: StoredResponses) -> list[HTTPRouteHandler]:
         request: Http, id: str, limit: int = PAGE, order: str = "desc", after: str = ""
     ) -> Response[bytes]:
         """List the items that the model of a stored response has read."""
-        result = await responses.find(cipher(request), id)
-        return _json(stored.page(result.items, limit, order, after))
+        return _json(stored.page(await responses.items(cipher(request), id), limit, order, after))
 
     @post("/v1/responses/{id:str}/cancel", opt={"needs": "inference"}, status_code=200)
     async def cancel(request: Http, id: str) -> Response[bytes]:
@@ -69,7 +68,7 @@ def routes(responses: StoredResponses) -> list[HTTPRouteHandler]:
     @delete("/v1/responses/{id:str}", opt={"needs": "inference"}, status_code=200)
     async def remove(request: Http, id: str) -> Response[bytes]:
         """Delete a stored response. One in the background is cancelled."""
-        await responses.delete(cipher(request), id)
+        await responses.delete(cipher(request), id, "resp")
         return _json({"id": id, "object": "response", "deleted": True})
 
     @post("/v1/conversations", opt={"needs": "inference"}, status_code=200)
@@ -107,8 +106,7 @@ def routes(responses: StoredResponses) -> list[HTTPRouteHandler]:
     @delete("/v1/conversations/{id:str}", opt={"needs": "inference"}, status_code=200)
     async def end(request: Http, id: str) -> Response[bytes]:
         """Delete a conversation."""
-        await responses.conversation(cipher(request), id)
-        await responses.delete(cipher(request), id)
+        await responses.delete(cipher(request), id, "conv")
         return _json({"id": id, "object": "conversation.deleted", "deleted": True})
 
     return [read, input_items, cancel, remove, create, conversation, items, end]

@@ -4,6 +4,7 @@ The items of a stored response are all that its model has read: those it continu
 conversation remains complete when its first responses expire. Instructions are not carried over, as with OpenAI.
 """
 
+import re
 from typing import Any
 
 import msgspec
@@ -20,6 +21,8 @@ ENDS = frozenset({"completed", "incomplete", "failed", "cancelled"})
 _LAST = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _IDS = {"message": "msg", "function_call": "fc", "custom_tool_call": "ctc", "reasoning": "rs"}
 _REFERENCE = "item_reference"
+_ITEM = re.compile(r"[a-z]{1,8}_([A-Za-z0-9]{1,64})_i?[0-9]{1,6}")
+"""An item's id: its kind, the unique part of its response's id, and its number."""
 
 
 class _Conversation(Struct):
@@ -57,17 +60,30 @@ class Stored(Struct, frozen=True, kw_only=True):
     """A stored response, and all items that its model has read."""
 
     response: msgspec.Raw
-    items: Items
+    items: msgspec.Raw
 
     @property
-    def context(self) -> Items:
-        """The items that precede those of a request that continues it."""
-        return [*self.items, *output_of(self.response)]
+    def size(self) -> int:
+        """Its size in bytes."""
+        return len(self.response) + len(self.items)
+
+
+def items_read(result: Stored) -> Items:
+    """Return the items that the model of a response has read."""
+    return msgspec.json.decode(result.items, type=Items)
+
+
+def context_of(result: Stored) -> Items:
+    """Return the items that precede those of a request that continues a response."""
+    return [*items_read(result), *output_of(result.response)]
 
 
 class _Output(Struct):
-    status: str = ""
     output: Items = []
+
+
+class _Status(Struct):
+    status: str = ""
 
 
 @wire.parser
@@ -113,17 +129,25 @@ def _with_id(item: dict[str, Any], unique: str, number: int) -> dict[str, Any]:
     return {**item, "type": kind, "id": f"{_IDS.get(kind, 'item')}_{unique}_i{number}"}
 
 
-def joined(context: Items, own: Items) -> Items:
-    """Return the items that the model reads: those that a request continues, then its own. A reference to one of the
-    former becomes that item. Raises BadRequest for another one."""
-    known = {item.get("id"): item for item in context}
+def references(context: Items, own: Items) -> list[str]:
+    """Return the ids of the responses to whose items a request refers, but for items of the context: an item's id has
+    that of its response in it."""
+    known = {item.get("id") for item in context}
+    ids = [str(item.get("id")) for item in own if item.get("type") == _REFERENCE and item.get("id") not in known]
+    return [*dict.fromkeys(f"resp_{match[1]}" for id in ids if (match := _ITEM.fullmatch(id)))]
+
+
+def joined(context: Items, own: Items, stored: Items) -> Items:
+    """Return the items that the model reads: those that a request continues, then its own. A reference to a stored item
+    becomes that item. Raises BadRequest for another one."""
+    known = {item.get("id"): item for item in stored}
     result = [*context]
     for index, item in enumerate(own):
         if item.get("type") != _REFERENCE:
             result.append(item)
             continue
         if item.get("id") not in known:
-            raise BadRequest("no such item in what this request continues", f"input[{index}].id")
+            raise BadRequest("no stored response of this key has such an item", f"input[{index}].id")
         result.append(known[item["id"]])
     return result
 
@@ -149,7 +173,7 @@ def output_of(response: bytes | msgspec.Raw) -> Items:
 
 def status_of(response: bytes | msgspec.Raw) -> str:
     """Return the status of a response."""
-    return msgspec.json.decode(response, type=_Output).status
+    return msgspec.json.decode(response, type=_Status).status
 
 
 def ended(response: bytes | msgspec.Raw, status: str, error: str = "") -> bytes:
