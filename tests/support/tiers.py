@@ -44,6 +44,14 @@ def report(scheduler: SchedulerDriver, now: float, **rest: Any) -> None:
     scheduler.reported(replace(a_fleet(router), at=now), now)
 
 
+def ticks(scheduler: SchedulerDriver, begin: float, end: float) -> None:
+    """Report every half second, and at the end: no stall."""
+    while begin < end:
+        report(scheduler, begin)
+        begin += 0.5
+    report(scheduler, end)
+
+
 def drained(scheduler: SchedulerDriver, now: float) -> list[effects.Effect]:
     """Let the drains end; return the effects that follow."""
     report(scheduler, now)

@@ -13,6 +13,7 @@ from cortex.platform.scheduling import events
 from cortex.platform.scheduling.effects import Stop
 from cortex.platform.scheduling.ledger import Costs, Entry
 from cortex.platform.scheduling.parking import admitted_mb
+from cortex.platform.scheduling.reconcile import STALL_S
 from cortex.platform.scheduling.saved_state import SavedWorker
 from cortex.platform.scheduling.steps import HUNG_GRACE_S, drain
 from tests.support.factories import a_device, a_fleet, a_process, a_report
@@ -39,6 +40,7 @@ from tests.support.tiers import (
     put_to_sleep,
     rehearse,
     report,
+    ticks,
 )
 
 # Ends.
@@ -288,9 +290,9 @@ def test_a_victim_that_hangs_on_its_way_to_sleep_is_stopped_soon(worked: bool, l
     """Three times as long as the last time and 5 s; unmeasured, 5 s and the time for 2,000 MiB at 500 MiB/s."""
     scheduler = hanging(worked)
 
-    report(scheduler, 100.0 + limit_s - 0.1)
+    ticks(scheduler, 100.0, 100.0 + limit_s - 0.1)
     before = states(scheduler)
-    report(scheduler, 100.0 + limit_s + 0.1)
+    ticks(scheduler, 100.0 + limit_s - 0.1, 100.0 + limit_s + 0.1)
 
     assert before == {"one": State.PARKING, "two": State.PLACING}
     assert states(scheduler) == {"one": State.STOPPING, "two": State.PLACING}
@@ -304,7 +306,7 @@ def test_a_victim_that_hangs_on_its_way_to_sleep_is_stopped_soon(worked: bool, l
 def test_a_worker_that_hangs_costs_its_revision_a_tier_only_where_that_never_worked(worked: bool) -> None:
     scheduler = hanging(worked)
 
-    report(scheduler, 120.0)
+    ticks(scheduler, 100.0, 120.0)
 
     assert set(scheduler.record().unparkable) == (set() if worked else {revision(F)})
     assert ("park_failed", "one") in [d[:2] for d in decisions(scheduler)]
@@ -317,13 +319,34 @@ def test_a_sleeper_that_hangs_on_its_way_back_is_replaced_by_a_start() -> None:
     scheduler.ensure(F, None, "two", 10.0)
     assert states(scheduler) == {"one": State.STARTING}
 
-    report(scheduler, 16.4)
+    ticks(scheduler, 10.0, 16.4)
     before = states(scheduler)
-    report(scheduler, 16.6)
+    ticks(scheduler, 16.4, 16.6)
 
     assert (before, states(scheduler)) == ({"one": State.STARTING}, {"one": State.STOPPING})
     (failure,) = scheduler.record().failures
     assert (failure.retry_at, "did not return from sleep within 6 s" in failure.reason) == (0.0, True)
+
+
+def test_a_move_that_ended_while_the_machine_stood_still_has_ended() -> None:
+    scheduler = a_tiered()
+    put_to_sleep(scheduler, F, "one", 1.0)
+    scheduler.ensure(F, None, "two", 10.0)
+
+    report(scheduler, 10_000.0)
+    scheduler.answered("one", 10_000.0)
+
+    assert states(scheduler) == {"one": State.READY}
+
+
+def test_a_worker_that_hangs_is_stopped_after_a_stall_too() -> None:
+    scheduler = a_tiered()
+    put_to_sleep(scheduler, F, "one", 1.0)
+    scheduler.ensure(F, None, "two", 10.0)
+
+    ticks(scheduler, 10_000.0, 10_000.0 + STALL_S)
+
+    assert states(scheduler) == {"one": State.STOPPING}
 
 
 def test_a_freeze_may_wait_for_work_in_progress() -> None:
@@ -333,9 +356,9 @@ def test_a_freeze_may_wait_for_work_in_progress() -> None:
     scheduler.handle(events.LedgerRead({revision(F): entry}), 99.0)
     scheduler.ensure(WIDE, HERE, "two", 100.0)
 
-    report(scheduler, 119.0)
+    ticks(scheduler, 100.0, 119.0)
     before = states(scheduler)
-    report(scheduler, 120.0)
+    ticks(scheduler, 119.0, 120.0)
 
     assert before == {"one": State.PARKING, "two": State.PLACING}
     assert states(scheduler) == {"one": State.STOPPING, "two": State.PLACING}

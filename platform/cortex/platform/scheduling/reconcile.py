@@ -53,8 +53,16 @@ OVERDUE_S = {
 """How long an instance may be in a state without progress before that is reported and retried."""
 
 
+STALL_S = 2.0
+"""A longer time between two calls is a stall of the agent or of its machine. For as long after it, no worker is given
+up: what it did meanwhile is still to be read."""
+
+
 def reconcile(state: HostState, now: float) -> None:
     """Take the steps that are due. Called after every event and on every tick."""
+    if state.reconciled_at and now - state.reconciled_at > STALL_S:
+        state.stalled_until = now + STALL_S
+    state.reconciled_at = now
     usage = state.use()
     if state.line:
         state.line.prune(usage, state.functions_starting(), now)
@@ -168,13 +176,15 @@ def _turn_is_pointless(state: HostState, instance: Instance, present: Sequence[s
 def _reconcile_moving(state: HostState, instance: Instance, now: float) -> None:
     """Stop a worker that hangs while its memory moves: others wait for its room, or its own requests for its return."""
     limit_s, moves = move_limit(state, instance), "return" if instance.state is State.STARTING else "go"
-    if now - instance.since > limit_s:
+    if now - instance.since > limit_s and now >= state.stalled_until:
         way = f"{moves} {'from' if moves == 'return' else 'to'} {instance.parks_to}"
         give_up(state, instance, Incident(f"it did not {way} within {limit_s:.0f} s"), now, hung=True)
 
 
 def _reconcile_starting(state: HostState, instance: Instance, now: float) -> None:
     silent, total, ceiling = now - instance.last_sign, now - instance.started, _ceiling(state, instance)
+    if now < state.stalled_until:
+        return
     if silent > state.rules.start_silence_s:
         give_up(state, instance, Incident(f"the start showed no sign of life for {silent:.0f} s"), now)
     elif total > ceiling:

@@ -80,6 +80,10 @@ class HostState(Struct, kw_only=True):
     adapter_failures: dict[str, dict[str, float]] = {}
     """By instance and variant, when an adapter could not be loaded."""
     blind_until: float = 0.0
+    reconciled_at: float = 0.0
+    """When `reconcile` last ran; 0: never."""
+    stalled_until: float = 0.0
+    """Until when a worker that seems to hang may only have stood still, as this process did."""
     in_record: bool = False
     cordoned: bool = False
     ledger: dict[str, Entry] = {}
