@@ -3,11 +3,12 @@
 `record.py` has the values of which it consists, `record_reader.py` makes one of what Redis returns.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from cortex.functions.lifecycle import State
 from cortex.platform.record import HostRecord, Instance, KeepAlive, Namesake, Override, RouterReport, ShareUse, shifted
 
 
@@ -75,6 +76,13 @@ class Use(Struct, frozen=True, kw_only=True):
     def last_used(self, instance: Instance) -> float:
         """Return when the instance was last used, or when it became ready if it never was."""
         return max(instance.ready, self.used.get(used_instance(instance.id), 0.0))
+
+
+def without_successors(instances: Iterable[Instance]) -> list[Instance]:
+    """Return instances without those that only replace one that serves: they are no addition to it."""
+    every = list(instances)
+    serving = {i.id for i in every if i.state is State.READY}
+    return [i for i in every if i.replaces not in serving]
 
 
 def use(fleet: Fleet) -> Use:

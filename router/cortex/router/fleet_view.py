@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from cortex.functions.capabilities import ModelProfile
 from cortex.functions.lifecycle import State
 from cortex.platform import clock
-from cortex.platform.fleet import Fleet, newest_uses, shifted_fleet, use
+from cortex.platform.fleet import Fleet, newest_uses, shifted_fleet, use, without_successors
 from cortex.platform.in_flight import InFlight
 from cortex.platform.record import Death, Failure, HostRecord, Instance, ShareUse
 from cortex.platform.registry import RecordUnavailable, Registry
@@ -160,8 +160,10 @@ class FleetView:
         return entry is not None and entry[1].state is State.DRAINING and bool(entry[1].yields_to)
 
     def coming(self, function: str, revision: str) -> Instance | None:
-        """Return an instance of a function's revision on its way up, on a host that reports."""
-        return next((i for i in self.of(function) if i.is_coming and i.revision == revision), None)
+        """Return an instance of a function's revision on its way up, on a host that reports; none that only replaces
+        one that serves."""
+        same = without_successors(self.of(function))
+        return next((i for i in same if i.is_coming and i.revision == revision), None)
 
     def placed(self, instance: str) -> tuple[str, str] | None:
         """Return the function and the host of an instance in the record."""

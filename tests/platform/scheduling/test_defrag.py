@@ -1,8 +1,12 @@
 """Small functions are moved together so that one over several devices fits, and requests are served meanwhile."""
 
+from msgspec.structs import replace
+
+from cortex.functions.launch import StartMode
 from cortex.functions.lifecycle import State
 from cortex.platform.fleet import Fleet, Use
 from cortex.platform.record import Instance, RouterReport
+from cortex.platform.scheduling.admission import consolidation
 from cortex.platform.scheduling.defrag import consolidate
 from cortex.platform.scheduling.effects import Look, Spawn, Stop
 from cortex.platform.scheduling.saved_state import LocalWeights
@@ -103,6 +107,24 @@ def test_a_move_starts_elsewhere_first_then_drains_then_makes_room() -> None:
     assert still[draining[0]] is State.READY  # it serves on until the other is ready
     assert stopped == draining
     assert started == ["both"]
+
+
+def test_a_move_ends_the_full_start_that_was_to_replace_the_instance() -> None:
+    small = a_function("org/small", idle_after_s=1e9)
+    fast = replace(an_instance_on("small", "gpu-0", 3000), moves_to="small-f", start_mode=StartMode.FAST)
+    full = replace(an_instance_on("small-f", "gpu-2", 3000), state=State.STARTING, replaces="small")
+    scheduler = SchedulerDriver(a_host(fast, full, devices=GPUS[:3]), Rules(defrag_after_cycles=1))
+    state = scheduler.scheduler.state
+    state.functions, state.weights = (dict.fromkeys(("small", "small-f"), it) for it in (small, HERE))
+    state.cycles = 1
+    state.reports.take(reports(scheduler, NOW), NOW, instances=(fast, full))
+
+    placement = consolidation(state, a_need(9000, devices=2), NOW)
+
+    assert placement is not None
+    assert placement.devices == ("gpu-0", "gpu-1")
+    assert state.instances["small"].moves_to == "small-m"
+    assert state.instances["small-f"].state is State.STOPPING
 
 
 def test_without_the_setting_instances_are_evicted_instead_of_moved() -> None:

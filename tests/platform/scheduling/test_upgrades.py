@@ -7,14 +7,14 @@ from msgspec.structs import replace
 
 from cortex.functions.launch import StartMode
 from cortex.functions.lifecycle import State
-from cortex.functions.spec import Start, revision
+from cortex.functions.spec import Function, Start, revision
 from cortex.platform.agent_messages import Accepted
-from cortex.platform.fleet import used_instance
+from cortex.platform.fleet import Fleet, used_instance
 from cortex.platform.record import DrainReason, HostRecord, Tier
 from cortex.platform.scheduling.effects import Spawn, Stop
 from cortex.platform.scheduling.ledger import Entry, StartTimes
 from cortex.platform.scheduling.upgrades import LONG_IDLE_S, QUIET_S, STEADY_S
-from tests.support.factories import a_device, a_fleet, a_function, a_host, a_process, a_report
+from tests.support.factories import a_device, a_fleet, a_function, a_host, a_process, a_report, an_instance
 from tests.support.scheduling import (
     HERE,
     SchedulerDriver,
@@ -135,6 +135,33 @@ def test_an_instance_stays_as_it_is(function: Any, rest: dict[str, Any]) -> None
     report(scheduler, NOW, **rest)
 
     assert states(scheduler) == {"one": State.READY}
+
+
+FAR = replace(a_host(an_instance("far", function="g", state=State.STARTING)), name="far")
+
+
+@pytest.mark.parametrize(
+    ("waits", "fleet", "begins"),
+    [
+        (G, a_fleet(), False),
+        (replace(G, pinned_on=("far",)), a_fleet(), True),
+        (replace(G, labels=("h200",)), a_fleet(), True),
+        (replace(G, min_device_vram_mb=80_000), a_fleet(), True),
+        (G, replace(a_fleet(), hosts={"far": FAR}), True),
+    ],
+    ids=["it may start here", "it is pinned elsewhere", "no such label here", "too large", "it starts elsewhere"],
+)
+def test_a_request_that_waits_for_a_start_elsewhere_is_no_reason_to_wait(
+    waits: Function, fleet: Fleet, begins: bool
+) -> None:
+    scheduler = fast()
+    scheduler.apply_catalogue({"f": F, "g": waits}, "d", 1.0)
+
+    router = a_report(seen=scheduler.record().epoch, waiting={"g": 1})
+    scheduler.reported(replace(fleet, routers={router.id: router}, at=NOW), NOW)
+    scheduler.reconcile(NOW)
+
+    assert ("one-f" in states(scheduler)) is begins
 
 
 def test_a_measured_full_start_says_how_long_an_instance_has_to_stay() -> None:

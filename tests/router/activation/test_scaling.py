@@ -13,6 +13,7 @@ from tests.support.factories import a_fleet, a_function, a_host, a_report, an_in
 GROWS = a_function(max=2, target_concurrency=4)
 ONE_MORE = [Want("org/model", Cause.LOAD)]
 REHEARSING = an_instance("a", reason=DrainReason.REHEARSAL, parks_to=Tier.SLEEP)
+FULL = an_instance("a-f", state=State.STARTING, replaces="a")
 PROMISED = [Want("org/model", Cause.MINIMUM)]
 
 
@@ -37,6 +38,9 @@ def wanted_in_the_end(function: Function, view: Fleet) -> list[Want]:
         (GROWS, fleet(an_instance("a"), an_instance("b", state=State.STARTING), busy={"a": 50}), []),
         (GROWS, fleet(an_instance("a"), an_instance("b"), busy={"a": 50}), []),
         (GROWS, fleet(an_instance("a"), an_instance("b", state=State.STOPPING), busy={"a": 5}), ONE_MORE),
+        (GROWS, fleet(an_instance("a"), FULL, busy={"a": 5}), ONE_MORE),
+        (GROWS, fleet(an_instance("a", state=State.STOPPING), FULL, busy={"a": 5}), []),
+        (a_function(min=2, max=3), fleet(an_instance("a"), replace(FULL, state=State.READY)), PROMISED),
         (GROWS, fleet(), []),
         (a_function(min=1), fleet(), PROMISED),
         (a_function(min=2, max=3), fleet(an_instance("a")), PROMISED),
@@ -49,7 +53,9 @@ def wanted_in_the_end(function: Function, view: Fleet) -> list[Want]:
         (a_function(min=2, max=3), fleet(an_instance("a", state=State.PARKING)), []),
     ],
     ids=[
-        "over the target", "at the target", "one is coming", "at the maximum", "one is leaving", "cold",
+        "over the target", "at the target", "one is coming", "at the maximum", "one is leaving",
+        "one is coming to replace another", "one is coming in place of one that is gone",
+        "below its minimum with a full start beside", "cold",
         "cold, with a minimum", "below its minimum", "at its minimum", "the minimum is coming",
         "it rehearses: draining", "it rehearses: parking", "it stayed asleep", "it is being parked",
         "it returns as soon as it is parked",

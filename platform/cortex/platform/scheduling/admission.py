@@ -18,7 +18,7 @@ from cortex.platform.scheduling.ledger import placement_mb
 from cortex.platform.scheduling.placement import Need, NoRoom, Placement, When, need, place
 from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.saved_state import LocalWeights
-from cortex.platform.scheduling.start_modes import drop, give_way, is_spare, without_spares
+from cortex.platform.scheduling.start_modes import drop, end_spare, give_way, is_spare, without_spares
 from cortex.platform.scheduling.state import HostState
 from cortex.platform.scheduling.steps import abandon, close, decide, drain, fail, put, step, with_reason, without_reason
 from cortex.platform.scheduling.turns import Turn, Waiter, next_turn, reservation_id, with_reservations
@@ -188,11 +188,14 @@ def consolidation(state: HostState, function_need: Need, now: float) -> Placemen
     due = 0 < state.rules.defrag_after_cycles <= state.cycles - state.defragged
     if function_need.devices < 2 or not due or state.cordoned:
         return None
-    plan = consolidate(function_need, state.record(), state.use(), now, strategy=state.rules.strategy)
+    host = without_spares(state, state.record())
+    plan = consolidate(function_need, host, state.use(), now, strategy=state.rules.strategy)
     if plan is None:
         return None
     state.defragged = state.cycles
     for move in plan.moves:
+        if (spare := state.instances.get(state.instances[move.instance].moves_to)) is not None:
+            end_spare(state, spare, "its move to other devices", now)
         instance = state.instances[move.instance]
         memory_mb, memory_from = instance.memory_mb, instance.memory_from
         successor = replacement(state, instance, "m", now)

@@ -156,9 +156,16 @@ def give_way(state: HostState, instance: Instance, now: float) -> None:
     """End full starts on the devices of another instance that starts there: they would hold its room or its lane."""
     for spare in [i for i in state.instances.values() if is_spare(state, i)]:
         if spare.id != instance.id and set(spare.devices).intersection(instance.devices):
-            drop(state, spare)
-            if spare.state is State.STARTING:
-                stop(state, spare, now, DrainReason.EVICTED, instance.function)
-            else:
-                decide(state, DecisionKind.ABANDONED, spare, f"for {instance.function}")
-                abandon(state, spare, now)
+            end_spare(state, spare, instance.function, now)
+
+
+def end_spare(state: HostState, spare: Instance, cause: str, now: float) -> None:
+    """End a full start beside the instance that it was to replace, which stays."""
+    if not is_spare(state, spare):
+        return
+    drop(state, spare)
+    if spare.state is State.STARTING:
+        stop(state, spare, now, DrainReason.EVICTED, cause)
+    else:
+        decide(state, DecisionKind.ABANDONED, spare, f"for {cause}")
+        abandon(state, spare, now)

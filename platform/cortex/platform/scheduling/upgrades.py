@@ -13,7 +13,7 @@ from cortex.functions.spec import Function, Start
 from cortex.platform.fleet import Use
 from cortex.platform.record import DrainReason, Instance
 from cortex.platform.scheduling.admission import admit, admit_or_fail, need_of, replacement
-from cortex.platform.scheduling.placement import Placement, place
+from cortex.platform.scheduling.placement import Placement, misfit, need, place
 from cortex.platform.scheduling.reaping import reap_at
 from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.start_modes import drop, measured_s, predecessor
@@ -39,7 +39,7 @@ def upgrade(state: HostState, instance: Instance, usage: Use, now: float) -> boo
 
     (1) the function wants it as it is, or its full start has failed: never;
     (2) a full start for it is under way: wait;
-    (3) a request waits for a start, or an instance here starts, stops or is about to: not now;
+    (3) a request waits for a start that may be made here, or an instance here starts, stops or is about to: not now;
     (4) it was used a moment ago, and is not used all the time; or idling ends it soon: not now;
     (5) there is free room for both: start beside it;
     (6) it stays even when it is idle, and has been idle for long: instead of it;
@@ -92,10 +92,21 @@ def begin_again(state: HostState, instance: Instance, now: float) -> None:
 
 
 def _is_quiet(state: HostState, usage: Use) -> bool:
-    """Whether no request in the fleet waits for a start, and no instance of this host starts, parks or leaves."""
+    """Whether no request waits for a start that this host may be asked for, and no instance here starts, parks or
+    leaves."""
     moves = (State.FETCHING, State.PLACING, State.DRAINING, *MOVING)
-    moving = any(i.state in moves for i in state.instances.values())
-    return usage.known and not moving and not state.line and not any(usage.waiting.values()) and not state.cordoned
+    if not usage.known or state.line or state.cordoned or any(i.state in moves for i in state.instances.values()):
+        return False
+    waiting = {function for function, count in usage.waiting.items() if count}
+    if waiting:
+        waiting -= state.functions_starting()  # elsewhere: these requests wait for no start here
+    return not any(_may_start_here(state, function) for function in waiting)
+
+
+def _may_start_here(state: HostState, function: str) -> bool:
+    """Whether this host could run a function if it were empty; also of one that its catalogue does not have yet."""
+    declared = (state.catalogue or {}).get(function)
+    return declared is None or misfit(need(declared, None), state.host) is None
 
 
 def _full_s(state: HostState, instance: Instance, function: Function) -> float:

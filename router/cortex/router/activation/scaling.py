@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
-from cortex.platform.fleet import Fleet, Use, use
+from cortex.platform.fleet import Fleet, Use, use, without_successors
 from cortex.platform.scheduling.placement import Placement, need, place
 from cortex.platform.scheduling.saved_state import LocalWeights
 
@@ -45,7 +45,7 @@ class Scaling:
     def wanted(self, functions: Iterable[Function], fleet: Fleet, now: float) -> list[Want]:
         """Return what to start, in the order of the catalogue:
 
-        (1) nothing while one is on its way up;
+        (1) nothing while one is on its way up, other than to replace one that serves;
         (2) instances that the minimum lacks;
         (3) the instance of a baseline, in room that is free while no request waits for another function; one at a time;
         (4) nothing more at the maximum, or for a function that is cold: requests start it;
@@ -55,7 +55,7 @@ class Scaling:
         over: dict[str, float] = {}
         wants: list[Want] = []
         for function in functions:
-            here = [i for h in fleet.records() for i in h.instances if i.function == function.id]
+            here = without_successors(i for h in fleet.records() for i in h.instances if i.function == function.id)
             instances = [i for i in here if i.state is State.READY or i.is_coming or i.comes_back]
             if any(i.is_coming for i in instances):  # (1)
                 continue
