@@ -68,7 +68,7 @@ log = structlog.get_logger()
 TICK_S = 0.5
 OTHERS_S, OTHERS_MOST_S = 0.01, 5.0
 """How old the records of hosts may be when this agent decides: this for each host of the fleet, and the maximum. Every
-agent reads all of them."""
+agent reads all of them. Its own is among them, so the maximum is also the time in which it is written twice."""
 STOP_ALL_S = 8.0
 OLD_REQUESTS_S = 2.0
 """How long after a stall a request for a start counts as one from before it."""
@@ -399,7 +399,8 @@ class Agent:
         try:
             await self._registry.touch(used)
             hosts = len(self._fleet.hosts) if self._fleet else 0
-            fleet = await self._registry.fleet(clock.now(), min(OTHERS_S * hosts, OTHERS_MOST_S))
+            most_s = min(OTHERS_MOST_S, 2 * self.settings.agent.heartbeat_s)
+            fleet = await self._registry.fleet(clock.now(), min(OTHERS_S * hosts, most_s))
         except RecordUnavailable:
             self._in_flight.put_back(used)
             return None
