@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import psutil
@@ -28,11 +28,12 @@ from msgspec import Struct
 from cortex.functions.lifecycle import State
 from tests.bench.page import COLD_STARTS, PAGE, cpu_model, with_section
 from tests.support import tiny_vllm
-from tests.support.catalogues import entry
+from tests.support.catalogues import entry, fake
 from tests.support.fleet import Fleet
 from tests.support.stack import eventually, own_redis
 
 NAMES = ("bench/one", "bench/two")
+FAKE = "bench/fake"
 CPU_MB = 6000
 PARKED_S = 240.0
 """How long a launcher may import."""
@@ -103,7 +104,7 @@ class ColdHost:
         self._until(lambda: State.READY not in self._instances(function), 60, f"{function} to be parked")
         states = self._instances(function)
         if not states:
-            raise Skipped("the instance was stopped instead of parked")
+            raise Skipped("this engine can only be stopped on this device: vLLM has no sleep mode on CPUs")
         return str(states[0].value)
 
     def _instances(self, function: str) -> list[State]:
@@ -203,25 +204,39 @@ def _rows(options: argparse.Namespace, folder: Path, models: Sequence[Path], dea
                 yield Row(name, skipped=str(why))
                 break
             yield Row(name, host.first_token_s(one), state)
+    with _host(options, folder / "fake", models, deadline, launcher=False, device="gpu") as host:
+        host.first_token_s(FAKE)
+        state = host.park(FAKE)
+        yield Row(
+            "park and wake of a fake engine: cortex's own time", host.first_token_s(FAKE), f"{state}, a fake engine"
+        )
 
 
 @contextlib.contextmanager
 def _host(
-    options: argparse.Namespace, folder: Path, models: Sequence[Path], deadline: float, *, launcher: bool
+    options: argparse.Namespace,
+    folder: Path,
+    models: Sequence[Path],
+    deadline: float,
+    *,
+    launcher: bool,
+    device: Literal["", "cpu", "gpu"] = "",
 ) -> Iterator[ColdHost]:
+    """Run a host; with a `device`, one of this kind is declared instead of those of the machine."""
     folder.mkdir()
     keys: dict[str, Any] = {"engine": "vllm", "vram_mb": options.vram_mb, "context": 256, "idle_after_s": 3600}
     for pair in options.set:
         key, _, value = pair.partition("=")
         keys[key] = json.loads(value)
     catalogue = "\n".join(entry(n, source=str(m), **keys) for n, m in zip(NAMES, models, strict=False))
+    catalogue += "\n" + fake(FAKE, "--memory-mb", "1000", "--asleep-mb", "100", vram_mb=1000)
     agent = {
         "CORTEX_AGENT__ENGINES": json.dumps([{"name": "vllm", "path": options.engine}]),
         "CORTEX_AGENT__CACHE_DIR": str(Path(options.engine).parent / "cache"),
         "CORTEX_AGENT__LAUNCHER": str(launcher).lower(),
     }
-    if options.device == "cpu":
-        agent["CORTEX_AGENT__DEVICES"] = json.dumps([{"name": "a small cpu", "vram_mb": CPU_MB, "kind": "cpu"}])
+    if kind := device or (options.device if options.device == "cpu" else ""):
+        agent["CORTEX_AGENT__DEVICES"] = json.dumps([{"name": f"a small {kind}", "vram_mb": CPU_MB, "kind": kind}])
     with own_redis(folder) as url, Fleet(folder, url, catalogue, {"a": agent}) as fleet:
         eventually(lambda: fleet.records().get("a"), within_s=30, what="the host's record")
         try:
