@@ -115,7 +115,7 @@ def test_a_move_ends_the_full_start_that_was_to_replace_the_instance() -> None:
     full = replace(an_instance_on("small-f", "gpu-2", 3000), state=State.STARTING, replaces="small")
     scheduler = SchedulerDriver(a_host(fast, full, devices=GPUS[:3]), Rules(defrag_after_cycles=1))
     state = scheduler.scheduler.state
-    state.functions, state.weights = (dict.fromkeys(("small", "small-f"), it) for it in (small, HERE))
+    state.functions, state.weights = {"small": small, "small-f": small}, {"small": HERE, "small-f": HERE}
     state.cycles = 1
     state.reports.take(reports(scheduler, NOW), NOW, instances=(fast, full))
 
