@@ -162,6 +162,13 @@ def test_an_item_of_any_stored_response_of_the_key_may_be_referred_to(keyed: Key
         other.responses.create(model="two/other", input=[item])
 
 
+def test_a_path_that_is_not_served_is_no_method_of_a_response(keyed: Keyed) -> None:
+    with keyed.client("inference") as http:
+        answer = http.post("/v1/responses/compact", json={"model": "one/open", "input": "a"})
+
+    assert (answer.status_code, "unknown path" in answer.json()["error"]["message"]) == (404, True)
+
+
 def test_a_conversation_is_not_deleted_as_a_response(keyed: Keyed) -> None:
     conversation = client(keyed).conversations.create()
 

@@ -1,6 +1,7 @@
 """How a request waits, boards and looks its name up again. Workers are never reached: what is shown comes before."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, cast
 import pytest
 from msgspec.structs import replace
 
+from cortex.functions.capabilities import ModelProfile
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine, Function, revision
 from cortex.platform.agent_messages import Accepted, Ensure, Rejected
@@ -26,6 +28,7 @@ from cortex.router.activation.load_balancing import choose
 from cortex.router.activation.proposer import Proposer
 from cortex.router.decision_log import DecisionLog
 from cortex.router.dialects.chat import stream as chat_stream
+from cortex.router.dialects.core.errors import BadRequest
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue, Target
 from cortex.router.request import admission, exchange
@@ -146,11 +149,14 @@ class Stage:
         client: ReadingClient | None = None,
         conversation: Conversation | None = None,
         read: asyncio.Event | None = None,
+        refuses: Callable[[], bool] = lambda: False,
     ) -> AsyncIterator[tuple[asyncio.Task[None], ReadingClient]]:
         """Send a request; what it says to its client so far. A request for another target than the first is read once
-        `read` is set."""
+        `read` is set. Reading it fails while it `refuses`."""
 
         async def parse(target: Target) -> Call:
+            if refuses():
+                raise BadRequest("this model calls no tools", "tool_choice")
             if target is not first and read is not None:
                 await read.wait()
             reply = chat_stream.Reply(id="c", model=target.function.id)
@@ -521,3 +527,35 @@ async def test_no_stream_begins_while_its_request_is_read_for_the_substitute(
 
     assert status == 0
     assert (sent.headers[b"x-cortex-function"], sent.headers[b"x-cortex-substitute"]) == (b"small", b"small")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_for_a_model_that_was_unknown_is_read_again_after_its_start(
+    tmp_path: Path, stream: bool
+) -> None:
+    stage = Stage(tmp_path, fake("f"))
+    known = lambda: stage.view.profile("f") is not None  # noqa: E731
+
+    async with stage.asking("f", stream=stream, refuses=known) as (task, sent):
+        await stage.until(lambda: bool(stage.proposals))
+        stage.host = replace(a_host(stage.of("f")), models={"f": ModelProfile()})
+        await stage.view.refresh()
+        await ended(task)
+
+    assert (sent.status, stage.posted) == (400, [])
+    assert b"this model calls no tools" in sent.body
+
+
+async def test_a_request_for_a_known_model_is_read_once(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, fake("f"))
+    stage.host = replace(a_host(), models={"f": ModelProfile()})
+    await stage.view.refresh()
+    reads = itertools.count()
+
+    async with stage.asking("f", refuses=lambda: next(reads) > 0) as (task, sent):
+        await stage.until(lambda: bool(stage.proposals))
+        stage.host = replace(a_host(stage.of("f")), models={"f": ModelProfile()})
+        await stage.view.refresh()
+        await ended(task)
+
+    assert sent.status == 502

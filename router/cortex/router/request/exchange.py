@@ -116,6 +116,7 @@ class Exchange:
         self._head_sent, self._cancelled = False, cast(RequestError | None, None)
         self._conversation, self._declined = conversation, False
         """`_declined`: the substitute cannot answer this request."""
+        self._is_model_known = parse is None or exchanges.view.profile(target.base.id) is not None
         self._deaths = 0
         """Workers that died while they served the request."""
         self._start_s = 0.0
@@ -181,6 +182,7 @@ class Exchange:
                         continue
                     if instance is None:
                         instance = await self._wait_for_start(ticket)
+                        await self._read_for_known_model()
                     function = self.target.function
                     if self.target.has_adapter and not await self._wait_for_adapter(instance):
                         continue
@@ -350,6 +352,15 @@ class Exchange:
             self._read_as(await self._parse(target))
         self.target = target
         self.request_record.function, self.request_record.substitute_for = target.function.id, ""
+
+    async def _read_for_known_model(self) -> None:
+        """Read the request again if it was read before its model was known: what a model cannot do is refused after a
+        cold start as it is on a warm one. Raises what reading raises."""
+        if self._is_model_known or self._parse is None:
+            return
+        self._is_model_known = self._exchanges.view.profile(self.target.base.id) is not None
+        if self._is_model_known:
+            self._read_as(await self._parse(self.target))
 
     def _read_as(self, call: Call) -> None:
         """Go on with another reading of the request. A client that has been sent the beginning of a stream is not

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 from litestar import Request, Response, delete, get, post
+from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
 
@@ -71,6 +72,11 @@ def routes(responses: StoredResponses) -> list[HTTPRouteHandler]:
         await responses.delete(cipher(request), id, "resp")
         return _json({"id": id, "object": "response", "deleted": True})
 
+    @post("/v1/responses/compact", opt={"needs": "inference"}, status_code=200)
+    async def compact() -> None:
+        """Answer 404: it would be a method of a stored response of that id."""
+        raise NotFoundException
+
     @post("/v1/conversations", opt={"needs": "inference"}, status_code=200)
     async def create(request: Http) -> Response[bytes]:
         """Begin a conversation, with items or without."""
@@ -109,7 +115,7 @@ def routes(responses: StoredResponses) -> list[HTTPRouteHandler]:
         await responses.delete(cipher(request), id, "conv")
         return _json({"id": id, "object": "conversation.deleted", "deleted": True})
 
-    return [read, input_items, cancel, remove, create, conversation, items, end]
+    return [read, input_items, cancel, remove, compact, create, conversation, items, end]
 
 
 def _json(value: object) -> Response[bytes]:
