@@ -62,6 +62,13 @@ class Session:
         body = data if json is None else msgspec.json.encode(json)
         return _Call(_bounded(self._request("POST", url, headers, body), timeout))
 
+    def request(
+        self, method: str, url: str, *, headers: dict[str, str], json: Any = None, timeout: Any = None, **_: Any
+    ) -> "_Call":
+        """Send a request of a method."""
+        body = b"" if json is None else msgspec.json.encode(json)
+        return _Call(_bounded(self._request(method, url, headers, body), timeout))
+
     async def close(self) -> None:
         """Close all connections."""
 
