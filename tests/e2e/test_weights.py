@@ -16,6 +16,7 @@ from cortex.platform.weights.demo_model import write_bigram
 from tests.e2e.conftest import ALPHA
 from tests.support.catalogues import entry
 from tests.support.hub import FakeHub, fake_hub
+from tests.support.lora import write_lora
 from tests.support.stack import Stack, eventually
 
 pytestmark = pytest.mark.xdist_group("agents")
@@ -33,10 +34,16 @@ def alpha(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def hub(alpha: bytes) -> Iterator[FakeHub]:
+def lora(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return write_lora(tmp_path_factory.mktemp("lora") / "lora.gguf", " night").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def hub(alpha: bytes, lora: bytes) -> Iterator[FakeHub]:
     with fake_hub() as running:
         for name in (*FETCHED, "gated", "slow", "down", "undeclared", "shared"):
             running.repos[f"org/{name}"] = {FILE: alpha, "README.md": b"x"}
+        running.repos["org/lora"] = {"lora.gguf": lora, "README.md": b"x"}
         running.tokens["org/gated"], running.gated = TOKEN, {"org/gated"}
         yield running
 
@@ -52,6 +59,11 @@ def stack(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
     models = [hub_entry(n) for n in (*FETCHED, "gated", "unknown")]
     models += [entry(f"w/{n}", engine="llamacpp", source="org/shared:Q4_K_M") for n in ("one", "same")]
     models += [hub_entry(n, start_timeout_s=1.5) for n in ("slow", "down")]
+    models += [
+        entry("w/base", engine="llamacpp", source="demo:harbour", context=512, max_output_tokens=4, start_timeout_s=60),
+        entry("w/lora", base="w/base", adapter="org/lora", sampling={"temperature": 0.0}),
+        entry("w/no-lora", base="w/base", adapter="org/nowhere"),
+    ]
     env = {"CORTEX_HUB__ENDPOINT": hub.url, "CORTEX_HUB__TOKEN_FILE": str(folder / "hf-token")}
     running = Stack(folder, "\n".join(models), env=env)
     try:
@@ -336,3 +348,12 @@ def test_a_fetch_for_a_removed_function_is_cancelled(stack: Stack, hub: FakeHub,
     stack.models.write_text(declared)
 
     eventually(lambda: job(stack, "undeclared").get("state") == "stopped", what="it to be called off")
+
+
+def test_an_adapter_comes_from_the_hub_and_one_that_does_not_fails_its_function_alone(stack: Stack) -> None:
+    tuned, lost = stack.chat("w/lora"), stack.chat("w/no-lora")
+
+    assert tuned.json()["choices"][0]["message"]["content"] == " night" * 4
+    assert (lost.status_code, lost.json()["error"]["code"]) == (503, "adapter_failed")
+    assert "its adapter 'org/nowhere' could not be fetched" in stack.function("w/no-lora")["failure"]
+    assert stack.state("w/base") == "ready"

@@ -242,6 +242,10 @@ def test_requests_of_a_base_with_adapters_are_translated() -> None:
             "adapter: the server llama_cpp.server of 'base' does not load adapters: use llama-server or xllamacpp",
         ),
         (
+            LLAMA + 'args = ["--cache_ram=512"]\n' + entry("v", base="base", adapter="org/a"),
+            "answer from the cached prompts of other adapters: leave it out there",
+        ),
+        (
             LLAMA + 'task = "embed"\n' + entry("v", base="base", adapter="org/a"),
             "adapter: 'base' has task = \"embed\", and adapters are for functions that generate",
         ),

@@ -57,11 +57,20 @@ def adapter_problem(adapter: str, base: Function) -> str:
         return f"adapter: '{adapter}' has a comma, which engines read as the end of a path: rename it"
     if base.engine not in WITH_ADAPTERS:
         return f"adapter: engine \"{base.engine}\" of '{base.id}' cannot have adapters: vllm and llamacpp can"
+    if base.engine is Engine.LLAMACPP and any(_is_prompt_cache(word) for word in base.args):
+        return (
+            f"adapter: args of '{base.id}' has --cache-ram, and llama.cpp would answer from the cached prompts of "
+            "other adapters: leave it out there"
+        )
     if base.server == "llama_cpp.server":
         return f"adapter: the server {base.server} of '{base.id}' does not load adapters: use llama-server or xllamacpp"
     if base.task in ("embed", "rerank"):
         return f"adapter: '{base.id}' has task = \"{base.task}\", and adapters are for functions that generate"
     return ""
+
+
+def _is_prompt_cache(word: str) -> bool:
+    return word.partition("=")[0].replace("_", "-") in ("--cache-ram", "-cram")
 
 
 def adapter_number(source: str) -> int:
