@@ -314,6 +314,17 @@ def test_a_cold_functions_last_start_is_from_the_ledger() -> None:
     assert (shown.phases_at, shown.row.last_start_s, shown.row.expected_s) == (NOW - 900, 4.0, 4.0)
 
 
+def test_a_functions_details_name_the_others_that_share_its_instances() -> None:
+    base = a_function("base")
+    calm, legal = (replace(a_function(name), variant_of="base") for name in ("calm", "legal"))
+    snapshot = a_snapshot(base, calm, legal, a_function("alone"))
+
+    shared = {f: details(snapshot.catalogue.functions[f], snapshot, Index(snapshot)).shared_with
+              for f in ("base", "calm", "alone")}  # fmt: skip
+
+    assert shared == {"base": ("calm", "legal"), "calm": ("base", "legal"), "alone": ()}
+
+
 def test_a_functions_environment_is_not_shown() -> None:
     function = a_function(env={"HF_TOKEN": "hf_secret"}, context=4096)
     snapshot = a_snapshot(function)

@@ -92,7 +92,15 @@ def details(function: Function, snapshot: FleetSnapshot, index: Index) -> Detail
         phases=phases(view.last_start.phases) if view.last_start else (),
         phases_at=view.last_start.at if view.last_start else None,
         starts=tuple(start_lines(view)),
+        shared_with=_shared_with(view, index),
     )
+
+
+def _shared_with(function: FunctionView, index: Index) -> tuple[str, ...]:
+    """Return the other functions that share the instances of one, the base first."""
+    base = function.variant_of or function.id
+    every = (base, *index.variants.get(base, ()))
+    return tuple(id for id in every if id != function.id)
 
 
 def phases(durations: Mapping[str, float]) -> tuple[Phase, ...]:

@@ -302,6 +302,8 @@ class Details(Struct, frozen=True, kw_only=True):
     phases_at: float | None = None
     starts: tuple[str, ...] = ()
     """What starts take by mode, and what keeps one from being fast or full."""
+    shared_with: tuple[str, ...] = ()
+    """The other functions that its instances serve: its base and the variants of that."""
     pinned: bool = False
     """Whether its entry or an operator pins it."""
 
