@@ -1,6 +1,7 @@
 """`cortex batch`: batches of requests that run when nothing else needs the hosts."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import rich_click as click
 from rich.progress import BarColumn, Progress, TextColumn
 
 from cortex.cli.client import OwnBatch, Router
-from cortex.cli.exits import FAILED, Failed
+from cortex.cli.exits import FAILED, USAGE, Failed
 from cortex.cli.tables import bar, console, print_rows, size, span
 from cortex.cli.visible import echo, echo_json
 from cortex.router.batches.batch import ENDPOINTS, Batch
@@ -101,6 +102,8 @@ def submit(file: Path, endpoint: str | None, output: Path | None, wait: bool, as
 
     Ctrl-C does not cancel the batch. Errors are written to the file `--output` plus `.errors`.
     """
+    if output and not os.access(output.parent, os.W_OK):
+        raise Failed(f"{output.parent} is no folder that can be written: the results would be lost", code=USAGE)
     router = Router()
     endpoint = endpoint or _endpoint(file)
     stored = router.upload(file)

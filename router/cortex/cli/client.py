@@ -1,12 +1,11 @@
 """The CLI's HTTP client for a router."""
 
+import contextlib
 import itertools
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from http.client import HTTPException
 from pathlib import Path
 from typing import NoReturn, TypeVar
 from urllib.parse import quote, urlencode
@@ -20,7 +19,6 @@ from cortex.cli.local import key_for, running
 from cortex.platform import untrusted
 from cortex.platform.api_keys import ApiKey
 from cortex.platform.audit import AuditRecord
-from cortex.platform.budget import Spent
 from cortex.platform.decisions import DecisionRecord
 from cortex.router import api_types as api
 from cortex.router.batches.batch import Batch, BatchesAnswer
@@ -31,6 +29,8 @@ JSON = {"content-type": "application/json"}
 
 LINE_LENGTH = 400
 """Maximum characters of one line of a worker's log."""
+PIECE = 1 << 20
+"""Bytes of a file that are read at a time."""
 DEFAULT_URL = "http://127.0.0.1:31313"
 
 
@@ -255,9 +255,8 @@ class Router:
             with self._connection.answer("GET", f"/v1/files/{_quote(file)}/content", None, timeout_s=60) as answer:
                 if not _is_success(answer.status):
                     self._raise_error(answer.status, answer.read())
-                with path.open("wb") as output:
-                    shutil.copyfileobj(answer, output)
-        except HTTPException as error:
+                write_file(path, iter(lambda: answer.read(PIECE), b""))
+        except ERRORS as error:
             raise self._unreachable(error) from None
 
     # Weights and downloads.
@@ -289,17 +288,13 @@ class Router:
 
     # API keys.
 
-    def keys(self, name: str = "") -> tuple[ApiKey, ...]:
-        """Return every key, or those of a name."""
-        return self._send("GET", f"/admin/keys{f'/{_quote(name)}' if name else ''}", api.KeysAnswer).keys
+    def keys(self, name: str = "") -> api.KeysAnswer:
+        """Return every key, or those of a name, and what those with a budget have spent."""
+        return self._send("GET", f"/admin/keys{f'/{_quote(name)}' if name else ''}", api.KeysAnswer)
 
     def new_key(self, request: api.NewKey) -> api.KeySecret:
         """Create a key."""
         return self._send("POST", "/admin/keys", api.KeySecret, request)
-
-    def spent(self) -> dict[str, Spent]:
-        """Return what keys with a budget have spent this month, by their ids."""
-        return self._send("GET", "/admin/keys", api.KeysAnswer).spent
 
     def change_key(self, name: str, change: api.KeyChange) -> tuple[ApiKey, ...]:
         """Change a key."""
@@ -404,6 +399,27 @@ class Router:
         if status in (401, 403):
             hint = "These commands send CORTEX_API_KEY; `cortex key new NAME --admin` creates a key."
         raise Failed(error.message or content.decode(errors="replace"), code=code, hint=hint)
+
+
+def write_file(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file. Raises Failed if that is not possible, and whatever reading the pieces raises."""
+    with _named(path):
+        output = path.open("wb", buffering=0)
+    with output:
+        for piece in pieces:
+            with _named(path):
+                rest = memoryview(piece)
+                while rest:
+                    rest = rest[output.write(rest) :]
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        hint = "Make room, or name another file with --output."
+        raise Failed(f"{path} cannot be written: {error.strerror}", hint=hint) from None
 
 
 def _quote(name: str) -> str:

@@ -20,7 +20,7 @@ from cortex.platform.budget import WARN_SHARE, Budget, Spent, read_budget, share
 from cortex.router.api_types import KeyChange, KeyOverlap, KeySecret, NewKey
 
 if TYPE_CHECKING:
-    from cortex.cli.key_record import KeyRecord
+    from cortex.cli.redis_keys import RedisKeys
 
 T = TypeVar("T")
 
@@ -38,12 +38,12 @@ class Money(click.ParamType[Budget]):
             self.fail(str(error), param, ctx)
 
 
-def _backend(record: bool, config: Path | None) -> "KeyRecord | Router":
+def _backend(record: bool, config: Path | None) -> "RedisKeys | Router":
     if not (record or config):
         return Router()
-    from cortex.cli.key_record import KeyRecord
+    from cortex.cli.redis_keys import RedisKeys
 
-    return KeyRecord(config)
+    return RedisKeys(config)
 
 
 _record = click.option("--record", is_flag=True, help="Use Redis directly, without a router.")
@@ -124,14 +124,14 @@ def new(
 def ls(record: bool, config: Path | None, as_json: bool) -> None:
     """List every key, without secrets."""
     backend = _backend(record, config)
-    keys = backend.keys()
+    answer = backend.keys()
+    keys, spent = answer.keys, answer.spent
     if as_json:
         echo_json(keys, indent=2)
         return
     if not keys:
         echo("There is no API key: `cortex key new NAME` creates one.")
         return
-    spent = backend.spent() if any(k.budget for k in keys) else {}
     rows = [
         (
             k.name,
@@ -172,11 +172,11 @@ def ls(record: bool, config: Path | None, as_json: bool) -> None:
 def show(name: str, record: bool, config: Path | None, as_json: bool) -> None:
     """Show one key, by name or id, and those it replaced."""
     backend = _backend(record, config)
-    keys = backend.keys(name)
+    answer = backend.keys(name)
+    keys, spent = answer.keys, answer.spent
     if as_json:
         echo_json(keys, indent=2)
         return
-    spent = backend.spent() if any(k.budget for k in keys) else {}
     for k in keys:
         limits = k.limits
         echo(f"{k.name} ({k.id}), for {k.scope}, made {ago(k.created)}, ends: {_end(k)}")

@@ -14,28 +14,29 @@ from cortex.cli.settings import settings_of
 from cortex.platform.api_keys import ApiKey
 from cortex.platform.audit import AuditRecord
 from cortex.platform.audit_trail import AuditTrail
-from cortex.platform.budget import Spent
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.router.access.keys import Keys, with_secret, without_digest
-from cortex.router.api_types import KeyChange, KeyOverlap, KeySecret, NewKey
+from cortex.router.api_types import KeyChange, KeyOverlap, KeysAnswer, KeySecret, NewKey
 from cortex.router.errors import KeyNotFound, RequestError
 
 T = TypeVar("T")
 
 
-class KeyRecord:
+class RedisKeys:
     """Keys in Redis, without a router."""
 
     def __init__(self, config: Path | None) -> None:
         self._settings = settings_of(config)
 
-    def keys(self, name: str = "") -> tuple[ApiKey, ...]:
-        """Return every key, or those of a name."""
-        return tuple(map(without_digest, self._with(lambda k: k.named(name) if name else k.all())))
+    def keys(self, name: str = "") -> KeysAnswer:
+        """Return every key, or those of a name, and what those with a budget have spent."""
 
-    def spent(self) -> dict[str, Spent]:
-        """Return what keys have spent this month, by their ids."""
-        return self._with(lambda k: k.spent())
+        async def read(keys: Keys) -> KeysAnswer:
+            entries = await (keys.named(name) if name else keys.all())
+            spent = await keys.spent() if any(k.budget for k in entries) else {}
+            return KeysAnswer(keys=tuple(map(without_digest, entries)), spent=spent)
+
+        return self._with(read)
 
     def new_key(self, request: NewKey) -> KeySecret:
         """Create a key."""
