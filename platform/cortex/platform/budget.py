@@ -11,7 +11,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 WARN_SHARE = 0.8
-"""The share of a budget from which a warning is logged."""
+"""The share of a budget from which there are warnings."""
 _FORM = re.compile(r"(?P<number>\d{1,12}(?:\.\d{1,9})?) ?(?P<unit>usd|tokens)/month")
 
 
@@ -34,6 +34,14 @@ class Spent(Struct, frozen=True, kw_only=True):
 
     nano_usd: int = 0
     tokens: int = 0
+
+
+class LowBudget(Struct, frozen=True):
+    """A key that has spent 80 % of its budget or more: its name, the budget as text, and the share that is spent."""
+
+    name: str
+    budget: str
+    share: float
 
 
 def read_budget(text: str) -> Budget:

@@ -179,6 +179,7 @@ def create_app(settings: Settings) -> Dispatcher:
         peers,
         strategy=settings.eviction.strategy,
         batches=lambda most: folder_calls.call(folder.newest, most),
+        low_budgets=budgets.low,
     )
     planner, worker_logs = Planner(catalogue, sources, proposer), WorkerLogs(catalogue, view, agents)
     operations = Operations(registry, view, catalogue, activator, agents, history)

@@ -68,3 +68,27 @@ async def test_without_a_budget_nothing_is_read() -> None:
     await budgets(record, Principal(id="k2", name="free", scope=Scope.INFERENCE, rights=frozenset()))
 
     assert record.reads == 0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "headers"),
+    [
+        (79, {}),
+        (83, {b"x-cortex-budget-spent": b"0.83", b"x-cortex-budget-reset": b"2026-12-01T00:00:00Z"}),
+    ],
+)
+async def test_from_80_per_cent_on_answers_have_headers(tokens: int, headers: dict[bytes, bytes]) -> None:
+    known = await budgets(Record(k1=Spent(tokens=tokens)), HOLDER)
+
+    assert dict(known.headers(HOLDER, NOW)) == headers
+    assert known.headers(HOLDER, NEXT_MONTH) == []
+
+
+async def test_low_budgets_are_listed_with_the_largest_share_first() -> None:
+    other = Principal(
+        id="k2", name="other", scope=Scope.INFERENCE, rights=RIGHTS[Scope.INFERENCE], budget=Budget(usd=1.0)
+    )
+    known = await budgets(Record(k1=Spent(tokens=90), k2=Spent(nano_usd=2 * 10**9)), HOLDER, other)
+
+    assert [(low.name, low.share) for low in known.low(NOW)] == [("other", 2.0), ("holder", 0.9)]
+    assert known.low(NEXT_MONTH) == []

@@ -1,6 +1,7 @@
 """Rate-limit headers and errors, a request's share of the limits, and the usage it is charged."""
 
 from collections.abc import AsyncIterator, Iterator
+from typing import cast
 
 import pytest
 import redis.asyncio
@@ -11,6 +12,7 @@ from cortex.platform.registry import Registry
 from cortex.router.access.rate_limits import COVER, RateLimiter, Share, over_limits_message, rate_headers, used
 from cortex.router.errors import OverLimits, TooManyAnswers
 from cortex.router.fleet_view import FleetView
+from cortex.router.request.http_answer import Client
 from cortex.router.request.request_record import RequestRecord
 from tests.support.stack import own_redis
 
@@ -221,6 +223,23 @@ async def test_a_key_without_limits_reserves_nothing() -> None:
 
     assert share.wrap(app, a_record()) is app
     assert isinstance(share, Share)
+
+
+async def test_the_answer_of_a_key_without_limits_has_the_headers_of_its_budget() -> None:
+    warning = [(b"x-cortex-budget-spent", b"0.83")]
+    sent: list[tuple[bytes, bytes]] = []
+    share = Share(RateLimiter(None, None), caller(), "chat", warning)  # type: ignore[arg-type]
+
+    class Receiver:
+        async def send(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+            sent.extend(headers)
+
+    async def answer(client: Client) -> None:
+        await client.send(200, [], b"")
+
+    await share.wrap(answer, a_record())(cast(Client, Receiver()))
+
+    assert sent == warning
 
 
 @pytest.mark.parametrize(

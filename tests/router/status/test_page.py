@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import revision
+from cortex.platform.budget import LowBudget
 from cortex.platform.fleet import SilentHost
 from cortex.platform.record import Failure, Held, InLine
 from cortex.platform.scheduling.ledger import Entry
@@ -138,6 +139,16 @@ def test_a_function_in_line_shows_for_whom_it_waits_and_a_closing_instance_whose
     assert [p.detail for p in shown.verdict.attention] == [f"2 requests waiting: it {waits}"]
     assert shown.verdict.well
     assert "closing for the turn of org/other" in shown.hosts[0].bars[0].segments[0].note
+
+
+def test_a_key_that_has_nearly_spent_its_budget_is_named_and_all_is_well() -> None:
+    snapshot = replace(a_snapshot(hosts=(fresh(),)), low_budgets=(LowBudget("team", "20usd/month", 0.834),))
+    shown = picture(snapshot)
+
+    assert [(p.text, p.detail) for p in shown.verdict.attention] == [
+        ("The key team has spent 83% of its budget", "20usd/month")
+    ]
+    assert shown.verdict.well
 
 
 def test_a_silent_host_is_a_problem_with_its_reachable_instances() -> None:

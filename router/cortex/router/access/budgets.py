@@ -1,4 +1,5 @@
-"""Refuses requests of keys that have spent their budget for the month, and logs a warning at 80 %.
+"""Refuses requests of keys that have spent their budget for the month. From 80 % on it warns, in the log, in headers of
+answers and on the status page.
 
 What keys have spent is read every `READ_S` if any key has a budget, so a request costs no Redis call. While Redis is
 away, the last value applies; a new month begins without limits until Redis answers.
@@ -13,7 +14,7 @@ from datetime import UTC, datetime
 import structlog
 
 from cortex.platform.api_keys import Principal
-from cortex.platform.budget import WARN_SHARE, Spent, month, next_month, share
+from cortex.platform.budget import WARN_SHARE, LowBudget, Spent, month, next_month, share
 from cortex.platform.registry import RecordUnavailable
 from cortex.platform.usage_record import UsageRecord
 from cortex.router.errors import OverBudget
@@ -35,8 +36,7 @@ class Budgets:
 
     def check(self, caller: Principal, now: float) -> None:
         """Raise OverBudget for a caller that has spent its budget."""
-        spent = self._spent.get(caller.id)
-        if spent is None or self._month != month(now) or share(caller.budget, spent) < 1:
+        if self._share(caller, now) < 1:
             return
         opens = next_month(now)
         day = f"{datetime.fromtimestamp(opens, UTC):%Y-%m-%d}"
@@ -45,6 +45,24 @@ class Budgets:
             f"requests are accepted again from {day}, 00:00 UTC",
             opens - now,
         )
+
+    def headers(self, caller: Principal, now: float) -> list[tuple[bytes, bytes]]:
+        """Return the headers of answers to a caller: none below 80 % of its budget."""
+        part = self._share(caller, now)
+        if part < WARN_SHARE:
+            return []
+        opens = f"{datetime.fromtimestamp(next_month(now), UTC):%Y-%m-%dT%H:%M:%SZ}"
+        return [(b"x-cortex-budget-spent", f"{part:.2f}".encode()), (b"x-cortex-budget-reset", opens.encode())]
+
+    def low(self, now: float) -> list[LowBudget]:
+        """Return the keys that have spent 80 % of their budgets, those who spent the largest share first."""
+        shares = [LowBudget(h.name, str(h.budget), self._share(h, now)) for h in self._holders() if h.budget]
+        return sorted((low for low in shares if low.share >= WARN_SHARE), key=lambda low: (-low.share, low.name))
+
+    def _share(self, holder: Principal, now: float) -> float:
+        """Return how much of a budget is spent this month, as far as this router knows."""
+        spent = self._spent.get(holder.id) if self._month == month(now) else None
+        return share(holder.budget, spent) if spent is not None else 0.0
 
     async def run(self) -> None:
         """Refresh regularly, until cancelled."""
@@ -60,7 +78,7 @@ class Budgets:
         self._month = month(now)
         self._warned = {(id, at) for id, at in self._warned if at == self._month}
         for id, holder in holders.items():
-            part = share(holder.budget, self._spent.get(id, Spent()))
+            part = self._share(holder, now)
             if part >= WARN_SHARE and (id, self._month) not in self._warned:
                 self._warned.add((id, self._month))
                 log.warning("budget_low", key=id, name=holder.name, budget=str(holder.budget), spent=round(part, 3))

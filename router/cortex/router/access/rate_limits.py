@@ -49,9 +49,11 @@ class RateLimiter:
 
     async def enter(self, caller: Principal, dialect: Dialect, size: int) -> "Share":
         """Take the share of one request whose body has `size` bytes so far. Raises OverLimits, or OverBudget."""
+        warning: Headers = []
         if self._budgets is not None and caller.budget:
             self._budgets.check(caller, time.time())
-        share = Share(self, caller, dialect)
+            warning = self._budgets.headers(caller, time.time())
+        share = Share(self, caller, dialect, warning)
         if caller.limits:
             await share.enter(size)
         return share
@@ -102,8 +104,9 @@ class _Part(Struct, frozen=True):
 class Share:
     """The part of its key's limits that one request has reserved; empty for a key without limits."""
 
-    def __init__(self, limiter: RateLimiter, caller: Principal, dialect: Dialect) -> None:
-        self._limiter, self._caller, self._dialect = limiter, caller, dialect
+    def __init__(self, limiter: RateLimiter, caller: Principal, dialect: Dialect, warning: Headers) -> None:
+        """`warning` has the headers of an answer to a caller whose budget is nearly spent."""
+        self._limiter, self._caller, self._dialect, self._warning = limiter, caller, dialect, warning
         self._parts: list[_Part] = []
         self._verdict: Verdict | None = None
         self._size = 0
@@ -138,10 +141,13 @@ class Share:
             await self._take(max(0, tokens), max(0, answers))
 
     def wrap(self, answering: Answering, request_record: RequestRecord) -> Answering:
-        """Return what answers with the rate headers and settles the share before the last byte of the answer."""
-        if self._verdict is None:
+        """Return what answers with the headers of limits and budget, and settles the share before the last byte of the
+        answer."""
+        if self._verdict is None and not self._warning:
             return answering
-        limits = rate_headers(self._verdict, self._caller.limits, self._dialect, time.time())
+        limits = self._warning
+        if self._verdict is not None:
+            limits = [*rate_headers(self._verdict, self._caller.limits, self._dialect, time.time()), *limits]
 
         async def settle() -> None:
             await self.settle(used(request_record, self._estimate))
@@ -182,8 +188,8 @@ class Share:
 
 
 class _LimitedClient(PassingClient):
-    """A client whose answer has rate headers. `settle` is awaited before the last byte, because the client may send its
-    next request at once."""
+    """A client whose answer has headers of limits and budget. `settle` is awaited before the last byte, because the
+    client may send its next request at once."""
 
     def __init__(self, client: Client, headers: Headers, settle: Callable[[], Awaitable[None]]) -> None:
         super().__init__(client)

@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.spec import Function
+from cortex.platform.budget import LowBudget
 from cortex.platform.decisions import DecisionRecord
 from cortex.platform.fleet import Fleet, Use, use
 from cortex.platform.record import Failure, HostRecord, Instance, ShareUse
@@ -37,6 +38,8 @@ class FleetSnapshot(Struct, frozen=True, kw_only=True):
     """None: unknown."""
     batches: Sequence[Batch] = ()
     """Newest first."""
+    low_budgets: Sequence[LowBudget] = ()
+    """Of keys that have spent 80 % or more."""
     strategy: str = "lru"
     away: bool = False
     """Whether the record is unavailable."""

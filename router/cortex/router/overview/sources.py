@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.platform.agent_messages import Fetching
+from cortex.platform.budget import LowBudget
 from cortex.platform.cancel import cancelled
 from cortex.platform.decisions import DecisionRecord
 from cortex.platform.in_flight import InFlight
@@ -84,10 +85,12 @@ class Sources:
         *,
         strategy: str,
         batches: Callable[[int], Awaitable[Sequence[Batch]]],
+        low_budgets: Callable[[float], Sequence[LowBudget]],
     ) -> None:
-        """`strategy` is that of eviction. `batches` returns so many of the newest."""
+        """`strategy` is that of eviction. `batches` returns so many of the newest, `low_budgets` those at a time."""
         self._catalogue, self._view, self._in_flight, self._strategy = catalogue, view, in_flight, strategy
         self._registry, self._agents, self._history = registry, agents, history
+        self._low_budgets = low_budgets
         nothing: tuple[list[Bucket], dict[str, Bucket]] = ([], {})
         self._traffic = Reading(peers.traffic, TRAFFIC_S, nothing)
         self._decisions: Reading[Sequence[DecisionRecord]] = Reading(self._read_decisions, DECISIONS_S, ())
@@ -115,7 +118,8 @@ class Sources:
             self._traffic.get(), self._ledger.get(), self._decisions.get(), self._downloads.get(), self._batches.get()
         )
         snapshot = replace(self.now(), ledger=ledger, hour=hour, lately=lately, decisions=decisions)
-        return replace(snapshot, downloads=downloads, batches=batches)
+        low_budgets = self._low_budgets(snapshot.now)
+        return replace(snapshot, downloads=downloads, batches=batches, low_budgets=low_budgets)
 
     async def functions(self) -> FleetSnapshot:
         """Return what views of functions need. The hosts are queried for downloads only while one fetches."""

@@ -67,7 +67,8 @@ def verdict(
     (3) the catalogue file is invalid;
     (4) functions that keep failing, and those whose memory processes outside cortex hold;
     (5) hosts with a problem, or whose report is late;
-    (6) requests that wait for a function without a starting instance.
+    (6) requests that wait for a function without a starting instance;
+    (7) keys whose budget is spent, or nearly so.
     """
     points: list[Attention] = []
     if snapshot.away:  # (1)
@@ -96,6 +97,9 @@ def verdict(
             count = some(r.waiting, "request")
             detail = f"{count} waiting" + (f": it {r.in_line}" if r.in_line else "")
             points.append(Attention(grave=False, text=f"{r.id} has no instance yet", detail=detail, to=r.key))
+    for low in snapshot.low_budgets:  # (7)
+        text = f"The key {low.name} has spent {low.share:.0%} of its budget"
+        points.append(Attention(grave=False, text=text, detail=low.budget))
     points.sort(key=lambda p: not p.grave)
     return Verdict(
         well=not any(p.grave for p in points),
