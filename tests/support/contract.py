@@ -37,6 +37,7 @@ from cortex.platform.meter import Count, HistogramSeries, Snapshot
 from cortex.platform.record import (
     Cause,
     Device,
+    DeviceUse,
     Failure,
     FailureKind,
     Held,
@@ -88,7 +89,7 @@ def spoken() -> dict[str, Any]:
         function="org/model", revision="r1", instance="i1", reason="exited", at=1.5, kind=FailureKind.CRASH,
         count=3, retry_at=9.5, cause=Cause.BAD_WEIGHTS, lines=2,
     )  # fmt: skip
-    device: Device = a_device("GPU-1", 24_576, reserve_mb=512)
+    device: Device = a_device("GPU-1", 24_576, reserve_mb=512, energy_mj=5)
     instance = an_instance("i1", state=State.DRAINING, ready=2.5, url="http://host-a:20000", pid=7, why="evict",
                            yields_to="org/other", waits_for=("i2",), progress=0.5, used_mb=900, epoch=4,
                            adapters={"org/v": 0}, adapter_problems={"org/w": "missing"},
@@ -113,10 +114,11 @@ def spoken() -> dict[str, Any]:
                                   evict=(Victim("i2", "org/other", 3.5),)),
         "host": a_host(instance, devices=(device,), version="0", at=3.5, labels=("fast",), foreign=(held,),
                        failures=(failure,), line=(in_line,), epoch=4, catalogue="digest",
-                       tricks_off={"r1": {"eager": "exited"}}),
+                       tricks_off={"r1": {"eager": "exited"}},
+                       device_use={"r": {"i1": DeviceUse(1500, 9000)}}),
         "router": RouterReport(id="r", at=3.5, in_flight={"i1": 2}, waiting={"org/model": 1}, seen={"host-a": 4},
                               silent={"i1": Silence(for_s=1.5, usual_s=0.5)}, keep={"i1": KeepAlive(300.0, 2.5)},
-                              shares={"org/variant": ShareUse(1, 1)}),
+                              shares={"org/variant": ShareUse(1, 1)}, tokens={"i1": 40}),
         "namesake": Namesake(name="host-a", address="http://10.0.0.2:13131", version="0", home="h2"),
         "prefetch": Prefetch(function),
         "remove": Remove(("org/model@main",), unused=True, dry_run=True),

@@ -18,9 +18,9 @@ def a_function(id: str = "org/model", *, engine: Engine = Engine.FAKE, **rest: A
     return Function(id=id, engine=engine, **{"vram_mb": 1000, **rest})
 
 
-def a_device(id: str = "gpu-0", total_mb: int = 10_000, *, kind: str = "gpu", reserve_mb: int = 0) -> Device:
+def a_device(id: str = "gpu-0", total_mb: int = 10_000, *, kind: str = "gpu", **rest: Any) -> Device:
     """A device whose whole memory may be used."""
-    return Device(id=id, name=id, kind=kind, total_mb=total_mb, reserve_mb=reserve_mb)
+    return Device(id=id, name=id, kind=kind, total_mb=total_mb, **rest)
 
 
 def an_instance(

@@ -62,3 +62,5 @@ def _device(host: HostRecord, device: Device) -> Iterable[Count]:
         yield Count(metrics.UTILIZATION.name, where, device.utilization_pct)
     if device.temp_c is not None:
         yield Count(metrics.TEMPERATURE.name, where, device.temp_c)
+    if device.energy_mj is not None:
+        yield Count(metrics.DEVICE_ENERGY.name, where, device.energy_mj / 1000)

@@ -77,6 +77,12 @@ TOKENS_OUT = _counter("cortex_completion_tokens_total", "router", "model node", 
 TOKENS_CACHED = _counter(
     "cortex_cached_prompt_tokens_total", "router", "model node", "Tokens of prompts that a worker had cached."
 )
+GPU_S = _counter(
+    "cortex_gpu_seconds_total", "router", "model node", "Time of GPUs, shared by the requests on them by tokens."
+)
+ENERGY = _counter(
+    "cortex_energy_joules_total", "router", "model node", "Energy of GPUs, shared by the requests on them by tokens."
+)
 AUDIO_S = _counter(
     "cortex_audio_seconds_total", "router", "model node", "Seconds of audio transcribed, where the workers tell."
 )
@@ -226,6 +232,9 @@ VRAM_USED = _gauge("cortex_device_vram_used_mb", "fleet", "node device", "MiB in
 VRAM_FREE = _gauge("cortex_device_vram_free_mb", "fleet", "node device", "MiB not in use, as the hardware reports.")
 UTILIZATION = _gauge("cortex_device_utilization_pct", "fleet", "node device", "Utilization of a device, in percent.")
 TEMPERATURE = _gauge("cortex_device_temp_c", "fleet", "node device", "Temperature of a device, in °C.")
+DEVICE_ENERGY = _counter(
+    "cortex_device_energy_joules_total", "fleet", "node device", "Energy of a GPU since its driver was loaded."
+)
 BACKOFF = _gauge(
     "cortex_start_backoff", "fleet", "node model", "1 while a host refuses to start a function that failed repeatedly."
 )

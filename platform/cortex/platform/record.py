@@ -31,6 +31,8 @@ class Device(Struct, frozen=True, kw_only=True):
     compute_capability: str = ""
     utilization_pct: int | None = None
     temp_c: int | None = None
+    energy_mj: int | None = None
+    """What it has used since its driver was loaded, in millijoules; None: not reported."""
     note: str = ""
     """Why cortex does not use the device. Its budget is then 0."""
 
@@ -38,6 +40,14 @@ class Device(Struct, frozen=True, kw_only=True):
     def budget_mb(self) -> int:
         """The memory for all instances together: the total without the reserve."""
         return max(0, self.total_mb - self.reserve_mb)
+
+
+class DeviceUse(Struct, frozen=True):
+    """What requests used of GPUs: the time of each, in milliseconds, and energy in millijoules. Requests that share a
+    GPU share both, in proportion to their tokens."""
+
+    gpu_ms: int = 0
+    mj: int = 0
 
 
 class Held(Struct, frozen=True, kw_only=True):
@@ -374,6 +384,8 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     """Paths that do not answer (hung mounts), each with the time since when, by this host's clock."""
     unreadable: dict[str, str] = {}
     """Functions that cannot start now because a path does not answer, each with the reason."""
+    device_use: dict[str, dict[str, DeviceUse]] = {}
+    """By router, and by instance: what the router's requests have used since the agent's process started."""
 
     def of(self, function: str) -> list[Instance]:
         """Return the function's instances that are ready or starting."""
@@ -419,6 +431,8 @@ class RouterReport(Struct, frozen=True, kw_only=True):
     """How long instances may stay idle, where this router's last request to them says so."""
     silent: dict[str, Silence] = {}
     """Instances that have sent this router's requests nothing for a while."""
+    tokens: dict[str, int] = {}
+    """Tokens of this router's requests per instance, in and out, since the router started."""
     shares: dict[str, "ShareUse"] = {}
     """Per function that shares its instances, its part of the requests that `in_flight` and `waiting` count for the
     base."""

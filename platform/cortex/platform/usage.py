@@ -5,12 +5,13 @@ Hours are UTC. Money is in billionths of a US dollar, so that sums of whole numb
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, TypeVar
 
 from msgspec import Struct
 
 from cortex.functions.capabilities import Cost
 
+K = TypeVar("K")
 By = Literal["key", "function", "host", "day", "hour"]
 HOUR_S, DAY_S = 3600, 86400
 OTHER = "other"
@@ -29,6 +30,15 @@ class Sums(Struct, kw_only=True):
     """Requests that waited for a start."""
     nano_usd: int = 0
     """Their cost in billionths of a US dollar, at the prices of that time; 0 where the function has no price."""
+    gpu_ms: int = 0
+    """The time of GPUs, in milliseconds: requests that share a GPU share its time, in proportion to their tokens."""
+    mj: int = 0
+    """The energy of GPUs, in millijoules, shared in the same way; 0 where the driver does not report it."""
+    audio_ms: int = 0
+    """Transcribed audio, in milliseconds."""
+    characters: int = 0
+    """Text that was turned into speech."""
+    images: int = 0
 
     def add(self, other: "Sums") -> None:
         """Add other sums."""
@@ -60,6 +70,17 @@ def cost_nano_usd(cost: Cost, tokens_in: int, tokens_out: int, cached: int) -> i
     price_in, price_out = cost.input or 0.0, cost.output or 0.0
     price_cached = price_in if cost.cache_read is None else cost.cache_read
     return round(1000 * ((tokens_in - cached) * price_in + cached * price_cached + tokens_out * price_out))
+
+
+def split(total: int, weights: Mapping[K, int]) -> dict[K, int]:
+    """Return a total in whole parts in proportion to the weights; the parts add up to it. Without weights there are
+    no parts."""
+    whole, below, given = sum(weights.values()), 0, 0
+    parts: dict[K, int] = {}
+    for key, weight in weights.items():
+        below += weight
+        parts[key], given = total * below // whole - given, total * below // whole
+    return parts
 
 
 def grouped(rows: Iterable[Row], by: By, names: Mapping[str, str]) -> dict[str, Sums]:

@@ -3,6 +3,7 @@
 import csv
 import io
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import rich_click as click
@@ -13,7 +14,12 @@ from cortex.cli.tables import print_rows
 from cortex.cli.visible import echo, echo_json
 from cortex.router.api_types import UsageGroup
 
-COLUMNS = ("requests", "tokens_in", "tokens_out", "cached", "cold_starts", "usd")
+COLUMNS = (
+    "requests", "tokens_in", "tokens_out", "cached", "cold_starts", "usd", "gpu_s", "joules", "audio_s", "characters",
+    "images",
+)  # fmt: skip
+MEDIA = ("audio_s", "characters", "images")
+"""Columns of the table only where they have a number."""
 
 
 @click.group(invoke_without_command=True)
@@ -25,7 +31,11 @@ COLUMNS = ("requests", "tokens_in", "tokens_out", "cached", "cold_starts", "usd"
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.pass_context
 def usage(ctx: click.Context, by: str, since_s: int, until_s: int, key_id: str, as_csv: bool, as_json: bool) -> None:
-    """Show requests, tokens, cold starts and cost. Hours and days are UTC; dollars are at the prices of that time."""
+    """Show requests, tokens, cold starts, cost, and the time and energy of GPUs.
+
+    Hours and days are UTC; dollars are at the prices of that time. Requests that share a GPU share its time and energy,
+    in proportion to their tokens.
+    """
     if ctx.invoked_subcommand is not None:
         return
     if until_s > since_s:
@@ -42,8 +52,10 @@ def usage(ctx: click.Context, by: str, since_s: int, until_s: int, key_id: str, 
     elif not answer.groups:
         echo("No usage in this period.")
     else:
-        columns = (by.upper(), "REQUESTS", "IN", "OUT", "CACHED", "COLD", "USD")
-        print_rows(columns, [_row(g) for g in (*answer.groups, answer.total)], optional=("CACHED", "COLD"))
+        media = [c for c in MEDIA if getattr(answer.total, c)]
+        columns = (by.upper(), "REQUESTS", "IN", "OUT", "CACHED", "COLD", "USD", "GPU-S", "JOULES", *map(_title, media))
+        rows = [_row(group, media) for group in (*answer.groups, answer.total)]
+        print_rows(columns, rows, optional=("CACHED", "COLD", *map(_title, media), "JOULES", "GPU-S"))
 
 
 @usage.command()
@@ -55,6 +67,12 @@ def forget(key: str, as_json: bool) -> None:
     echo_json(answer) if as_json else echo(f"{', '.join(answer.keys)}: {answer.rows} rows deleted")
 
 
-def _row(group: UsageGroup) -> tuple[str, ...]:
-    numbers: Any = (getattr(group, c) for c in COLUMNS[:-1])
-    return (group.name, *(f"{n:,}" for n in numbers), f"{group.usd:.4f}" if group.usd else "-")
+def _title(column: str) -> str:
+    return column.upper().replace("_", "-")
+
+
+def _row(group: UsageGroup, media: Sequence[str]) -> tuple[str, ...]:
+    numbers: Any = (getattr(group, c) for c in COLUMNS[:5])
+    used: Any = (getattr(group, c) for c in ("gpu_s", "joules", *media))
+    usd = f"{group.usd:.4f}" if group.usd else "-"
+    return (group.name, *(f"{n:,}" for n in numbers), usd, *(f"{n:,.0f}" if n else "-" for n in used))

@@ -383,6 +383,15 @@ class UsageGroup(Struct, frozen=True, kw_only=True):
     """Requests that waited for a start."""
     usd: float
     """At the prices of that time; 0 where the function has none."""
+    gpu_s: float
+    """Seconds of GPUs. Requests that share a GPU share its time, in proportion to their tokens."""
+    joules: float
+    """The energy of GPUs, shared in the same way; 0 where the driver does not report it."""
+    audio_s: float
+    """Seconds of transcribed audio."""
+    characters: int
+    """Characters of text that was turned into speech."""
+    images: int
 
 
 class UsageAnswer(Struct, frozen=True, kw_only=True):

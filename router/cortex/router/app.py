@@ -47,6 +47,7 @@ from cortex.router.batches.calls import FolderCalls
 from cortex.router.batches.folder import Folder
 from cortex.router.batches.sweeper import FileSweeper
 from cortex.router.decision_log import DecisionLog
+from cortex.router.device_use import DeviceUses
 from cortex.router.dispatch import Dispatcher
 from cortex.router.fleet_view import FleetView
 from cortex.router.health import health_report
@@ -134,13 +135,17 @@ def create_app(settings: Settings) -> Dispatcher:
         target = catalogue.get(function)
         return target.function.cost if target else Cost()
 
-    usage_counts = UsageCounts(usage_record, cost_of, key_ring.names)
+    device_uses = DeviceUses(
+        id, lambda: view.fleet.hosts.values(), lambda: request_records.live(), request_metrics.count_device_use
+    )
+    usage_counts = UsageCounts(usage_record, cost_of, key_ring.names, device_uses.take)
     request_records = RequestRecords(
         [
             each(request_metrics.count),
             each(lambda request_record: traffic.add(request_record, time.time())),
             request_log.note,
             usage_counts.add,
+            device_uses.finished,
             each(decision_log.note_request),
             each(tracer.finish),
         ],
@@ -183,7 +188,7 @@ def create_app(settings: Settings) -> Dispatcher:
     )
     planner, worker_logs = Planner(catalogue, sources, proposer), WorkerLogs(catalogue, view, agents)
     operations = Operations(registry, view, catalogue, activator, agents, history)
-    reporter = Reporter(registry, view, in_flight, deaths.open_requests, catalogue)
+    reporter = Reporter(registry, view, in_flight, deaths.open_requests, catalogue, device_uses.tokens)
     counting = Counting(registry, CountsFile(Path(gateway.metrics_dir)), request_metrics, decision_log)
     loops: dict[str, Callable[[], Awaitable[None]]] = {
         "api keys": key_ring.follow,

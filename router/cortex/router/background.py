@@ -6,7 +6,7 @@ Each loop runs until cancelled, under `Faults.run`.
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 from msgspec.structs import replace
@@ -53,9 +53,11 @@ class Reporter:
         in_flight: InFlight,
         open_requests: OpenRequests,
         catalogue: LiveCatalogue,
+        tokens: Callable[[], dict[str, int]] = dict,
     ) -> None:
+        """`tokens` returns those of this worker's requests per instance."""
         self._registry, self._view, self._in_flight = registry, view, in_flight
-        self._open_requests, self._catalogue = open_requests, catalogue
+        self._open_requests, self._catalogue, self._tokens = open_requests, catalogue, tokens
 
     async def run(self) -> None:
         """Report once a second, and at once if an agent waits for an acknowledgement or for a draining instance's
@@ -86,7 +88,7 @@ class Reporter:
         """Report now. Raises RecordUnavailable."""
         report = self._in_flight.report(self._view.epochs(), clock.now())
         silent = self._open_requests.silences(time.monotonic(), self._view.instances())
-        await self._registry.publish_router(replace(report, silent=silent))
+        await self._registry.publish_router(replace(report, silent=silent, tokens=self._tokens()))
 
     async def sign_off(self) -> None:
         """Write the last uses, and remove the report. Raises RecordUnavailable."""

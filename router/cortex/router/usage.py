@@ -7,11 +7,12 @@ is sent again under the same number, so that it counts once.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from operator import attrgetter
 
 from cortex.functions.capabilities import Cost
+from cortex.platform.record import DeviceUse
 from cortex.platform.registry import RecordUnavailable
 from cortex.platform.usage import DAY_S, HOUR_S, OTHER, Place, Row, Sums, cost_nano_usd
 from cortex.platform.usage_record import AT_ONCE, Batch, UsageRecord
@@ -26,31 +27,41 @@ class UsageCounts:
     """Takes finished requests. `run()` writes while the router runs, `write()` at its end."""
 
     def __init__(
-        self, record: UsageRecord, cost_of: Callable[[str], Cost], names: Callable[[], Mapping[str, str]]
+        self,
+        record: UsageRecord,
+        cost_of: Callable[[str], Cost],
+        names: Callable[[], Mapping[str, str]],
+        device_use: Callable[[], Iterable[tuple[Place, DeviceUse]]] = tuple,
     ) -> None:
-        self._record, self._cost_of, self._names = record, cost_of, names
+        """`names` returns the names of keys, `device_use` what requests have used of GPUs since the last call."""
+        self._record, self._cost_of, self._names, self._device_use = record, cost_of, names, device_use
         self._rows: dict[tuple[int, Place], Sums] = {}
         self._unwritten: deque[Batch] = deque()
         self._numbers = count(1)
 
     def add(self, request_records: Sequence[RequestRecord]) -> None:
         """Count finished requests, in the hour of their end."""
-        hour = int(time.time() // HOUR_S) * HOUR_S
         for r in request_records:
-            row = (hour, Place(r.key, r.function, r.host))
-            if row not in self._rows and len(self._rows) >= MOST_ROWS:
-                row = (hour, Place(OTHER, OTHER, OTHER))
             nano_usd = cost_nano_usd(self._cost_of(r.function), r.tokens_in, r.tokens_out, r.cached)
-            self._rows.setdefault(row, Sums()).add(
-                Sums(
-                    requests=1,
-                    tokens_in=r.tokens_in,
-                    tokens_out=r.tokens_out,
-                    cached=r.cached,
-                    cold_starts=int(r.cold),
-                    nano_usd=nano_usd,
-                )
+            sums = Sums(
+                requests=1,
+                tokens_in=r.tokens_in,
+                tokens_out=r.tokens_out,
+                cached=r.cached,
+                cold_starts=int(r.cold),
+                nano_usd=nano_usd,
+                audio_ms=round(r.audio_s * 1000),
+                characters=r.characters,
+                images=r.images,
             )
+            self._add(Place(r.key, r.function, r.host), sums)
+
+    def _add(self, place: Place, sums: Sums) -> None:
+        hour = int(time.time() // HOUR_S) * HOUR_S
+        row = (hour, place)
+        if row not in self._rows and len(self._rows) >= MOST_ROWS:
+            row = (hour, Place(OTHER, OTHER, OTHER))
+        self._rows.setdefault(row, Sums()).add(sums)
 
     async def run(self) -> None:
         """Write every `WRITE_S`."""
@@ -60,6 +71,8 @@ class UsageCounts:
 
     async def write(self) -> None:
         """Write now. While the record is unavailable, everything is retained."""
+        for place, use in self._device_use():
+            self._add(place, Sums(gpu_ms=use.gpu_ms, mj=use.mj))
         if not self._unwritten:
             self._unwritten.extend(self._batches())
         try:

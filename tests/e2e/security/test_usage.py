@@ -68,7 +68,10 @@ def test_the_usage_of_a_revoked_key_stays_under_its_name_until_it_is_forgotten(k
     forgotten = keyed.cli("usage", "forget", "former-colleague", key=admin)
 
     assert name in revoked.stdout
-    assert revoked.stdout.splitlines()[0] == "key,requests,tokens_in,tokens_out,cached,cold_starts,usd"
+    assert (
+        revoked.stdout.splitlines()[0]
+        == "key,requests,tokens_in,tokens_out,cached,cold_starts,usd,gpu_s,joules,audio_s,characters,images"
+    )
     assert "rows deleted" in forgotten.stdout
     assert "former-colleague" not in keyed.cli("usage", key=admin).stdout
 

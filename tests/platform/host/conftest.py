@@ -1,26 +1,17 @@
 """Fixtures: a compiled stub of NVML."""
 
-import subprocess
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.platform.host.nvml_stub import OTHER_CHILDREN, STUB, Tell
+from tests.platform.host.nvml_stub import OTHER_CHILDREN, Tell, built
 
 
 @pytest.fixture(scope="session")
 def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the compiled stub."""
-    folder = tmp_path_factory.mktemp("nvml")
-    source = folder / "stub.c"
-    source.write_text(STUB)
-    library = folder / "libnvidia-ml.so.1"
-    build = subprocess.run(
-        ["gcc", "-w", "-shared", "-fPIC", "-o", library, source], capture_output=True, text=True, check=False
-    )
-    assert build.returncode == 0, f"gcc is needed to build the stub of NVML: {build.stderr}"
-    return folder
+    return built(tmp_path_factory.mktemp("nvml"))
 
 
 @pytest.fixture

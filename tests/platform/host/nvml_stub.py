@@ -6,6 +6,7 @@ The script has lines such as `gpus 2`, `fail CALL CODE`, `hang CALL`, `die CALL`
 
 import os
 import signal
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,7 +25,13 @@ from cortex.platform.settings import Agent
 UUIDS = ("GPU-00000000-0000-0000-0000-000000000000", "GPU-11111111-1111-1111-1111-111111111111")
 CPU = "cpu"
 NOT_SUPPORTED, DRIVER_NOT_LOADED, FUNCTION_NOT_FOUND, GPU_IS_LOST, UNKNOWN = 3, 9, 13, 15, 999
-READING: dict[str, Any] = {"index": 0, "compute_capability": "12.0", "utilization_pct": 7, "temp_c": 41}
+READING: dict[str, Any] = {
+    "index": 0,
+    "compute_capability": "12.0",
+    "utilization_pct": 7,
+    "temp_c": 41,
+    "energy_mj": 60_000,
+}
 SILENT = ("/bin/sh", "-c", "read line; exec sleep 1000")
 
 STUB = r"""
@@ -88,6 +95,9 @@ int nvmlDeviceGetMemoryInfo_v2(Gpu *g, u64 *m) {  /* version, total, reserved, f
 int nvmlDeviceGetCudaComputeCapability(Gpu *g, int *major, int *minor) { ACT *major = 12; *minor = 0; return 0; }
 int nvmlDeviceGetUtilizationRates(Gpu *g, unsigned *r) { ACT r[0] = 7; r[1] = 3; return 0; }
 int nvmlDeviceGetTemperature(Gpu *g, int sensor, unsigned *t) { ACT *t = 41; return 0; }
+int nvmlDeviceGetTotalEnergyConsumption(Gpu *g, u64 *mj) {
+    ACT *mj = number("energy", 60000) + 1000 * g->index; return 0;
+}
 int nvmlDeviceGetMigMode(Gpu *g, unsigned *now, unsigned *then) {
     ACT *now = *then = number("mig", -1) == g->index; return 0;
 }
@@ -113,6 +123,17 @@ LISTS(nvmlDeviceGetComputeRunningProcesses_v3, "compute")
 LISTS(nvmlDeviceGetGraphicsRunningProcesses_v3, "graphics")
 LISTS(nvmlDeviceGetMPSComputeRunningProcesses_v3, "mps")
 """
+
+
+def built(folder: Path) -> Path:
+    """Compile the stub in a folder, which is returned: it belongs in `LD_LIBRARY_PATH`."""
+    source = folder / "stub.c"
+    source.write_text(STUB)
+    command = ["gcc", "-w", "-shared", "-fPIC", "-o", str(folder / "libnvidia-ml.so.1"), str(source)]
+    build = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert build.returncode == 0, f"gcc is needed to build the stub of NVML: {build.stderr}"
+    return folder
+
 
 Tell = Callable[..., None]
 """Replaces the script of the stub by these lines."""

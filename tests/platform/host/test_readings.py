@@ -39,6 +39,7 @@ async def test_gpus_are_listed_with_all_nvml_fields(nvml: Tell) -> None:
         compute_capability="12.0",
         utilization_pct=7,
         temp_c=41,
+        energy_mj=61_000,
     )
     own = psutil.Process().name()[:15]
     assert reading.held == (
@@ -68,6 +69,7 @@ async def test_a_host_without_gpus_in_nvml_uses_its_cpu(nvml: Tell) -> None:
         ("nvmlDeviceGetCudaComputeCapability", "compute_capability", ""),
         ("nvmlDeviceGetUtilizationRates", "utilization_pct", None),
         ("nvmlDeviceGetTemperature", "temp_c", None),
+        ("nvmlDeviceGetTotalEnergyConsumption", "energy_mj", None),
     ],
 )
 async def test_an_unreadable_field_does_not_affect_the_others(nvml: Tell, call: str, field: str, value: object) -> None:

@@ -26,6 +26,7 @@ from cortex.platform import clock
 from cortex.platform.agent import policy, state_file
 from cortex.platform.agent.adoption import adopt
 from cortex.platform.agent.counts import AgentCounts
+from cortex.platform.agent.device_meter import DeviceMeter
 from cortex.platform.agent.host_name import home, name_taken
 from cortex.platform.agent.monitor import HostMonitor
 from cortex.platform.agent.publisher import HostPublisher
@@ -105,7 +106,8 @@ class Agent:
         self._devices = devices.Devices(settings.agent)
         self._monitor = HostMonitor(settings, self._devices, self.supervisor, registry, self.scheduler, self.tell)
         self.stock = Stock(settings, self.supervisor, self.scheduler, self.tell, self._monitor.profiles_due)
-        self.publisher = HostPublisher(registry, self.scheduler.record, counts, settings.agent.heartbeat_s)
+        self._device_meter, self._metered = DeviceMeter(), devices.Reading(devices=())
+        self.publisher = HostPublisher(registry, self._own_record, counts, settings.agent.heartbeat_s)
         self._writer = state_file.Writer(self._state_path)
         self._adopted = False
         self._saved: tuple[object, ...] | None = None
@@ -260,7 +262,11 @@ class Agent:
 
     def record(self) -> HostRecord:
         """Return the host's current record."""
-        return replace(self.scheduler.record(), at=clock.now())
+        return replace(self._own_record(), at=clock.now())
+
+    def _own_record(self) -> HostRecord:
+        record, use = self.scheduler.record(), self._device_meter.use
+        return replace(record, device_use=use) if use else record
 
     def instance(self, instance: str) -> Instance | None:
         """Return one of the host's instances."""
@@ -383,6 +389,7 @@ class Agent:
             fleet = self._fleet = await self._read()
             if fleet is not None:
                 self.publisher.counts.count_regrets(fleet, clock.now())
+                self._meter_devices(fleet)
             self.tell(events.Reported(fleet))
             problems = tuple(self._problems())
             if problems != self.scheduler.record().problems:
@@ -391,6 +398,13 @@ class Agent:
                 async with asyncio.timeout(TICK_S):
                     await self._rung.wait()
             self._rung.clear()
+
+    def _meter_devices(self, fleet: Fleet) -> None:
+        """Take a sample if there is a new reading of the devices."""
+        if self._monitor.reading is not self._metered:
+            self._metered = self._monitor.reading
+            instances = self.scheduler.record().instances
+            self._device_meter.sample(self._metered.devices, instances, fleet.routers, clock.now())
 
     async def _read(self) -> Fleet | None:
         """Return the routers' reports, and the requests through this agent."""

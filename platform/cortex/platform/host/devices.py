@@ -153,7 +153,7 @@ def reading_without_answer(settings: Agent, answer: Answer, last: Reading) -> Re
     devices = _declared(settings) or last.devices
     return replace(
         last,
-        devices=tuple(replace(d, used_mb=None, utilization_pct=None, temp_c=None) for d in devices),
+        devices=tuple(replace(d, used_mb=None, utilization_pct=None, temp_c=None, energy_mj=None) for d in devices),
         unlisted=frozenset(d.id for d in devices),
         problem=answer.error,
         absent=answer.absent,
@@ -253,6 +253,7 @@ def _device(settings: Agent, gpu: Gpu, id_: str, previous: Device | None) -> Dev
         compute_capability=gpu.compute_capability or (previous.compute_capability if previous else ""),
         utilization_pct=gpu.utilization_pct,
         temp_c=gpu.temp_c,
+        energy_mj=gpu.energy_mj,
         note=note,
     )
 
@@ -263,6 +264,7 @@ def _missing(device: Device) -> Device:
         used_mb=None,
         utilization_pct=None,
         temp_c=None,
+        energy_mj=None,
         reserve_mb=device.total_mb,
         note="NVML no longer lists this GPU",
     )
@@ -297,6 +299,7 @@ def _measured(declared: Device, gpu: Device | None) -> Device:
         compute_capability=gpu.compute_capability,
         utilization_pct=gpu.utilization_pct,
         temp_c=gpu.temp_c,
+        energy_mj=gpu.energy_mj,
     )
 
 

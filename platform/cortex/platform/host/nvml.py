@@ -43,6 +43,8 @@ class Gpu(Struct, frozen=True, kw_only=True):
     compute_capability: str | None = None
     utilization_pct: int | None = None
     temp_c: int | None = None
+    energy_mj: int | None = None
+    """Millijoules since the driver was loaded."""
     mig: bool = False
     """Whether it is partitioned, so that only its partitions are usable."""
     partitions: int = 0
@@ -118,6 +120,7 @@ class Nvml:
             compute_capability=f"{capability[0]}.{capability[1]}" if capability else None,
             utilization_pct=rates.gpu if rates else None,
             temp_c=self.call("DeviceGetTemperature", handle, self._lib.NVML_TEMPERATURE_GPU),
+            energy_mj=self.call("DeviceGetTotalEnergyConsumption", handle),
             mig=mig,
             partitions=self._partitions(handle) if mig else 0,
             processes=self._processes(handle),

@@ -8,6 +8,8 @@ from msgspec.structs import replace
 from cortex.platform import metrics
 from cortex.platform.in_flight import InFlight
 from cortex.platform.meter import Count, Meter, Snapshot
+from cortex.platform.record import DeviceUse
+from cortex.platform.usage import Place
 from cortex.router.fleet_view import FleetView
 from cortex.router.request.request_record import COUNT_TOKENS, RequestRecord
 
@@ -68,6 +70,13 @@ class RequestMetrics:
             meter.count(metrics.REJECTIONS, (model, request_record.fault))
         if request_record.left:
             meter.count(metrics.DISCONNECTS, (model,))
+
+    def count_device_use(self, place: Place, use: DeviceUse) -> None:
+        """Count what requests used of GPUs."""
+        labels = (place.function or NOWHERE, place.host or NOWHERE)
+        self._meter.count(metrics.GPU_S, labels, use.gpu_ms / 1000)
+        if use.mj:
+            self._meter.count(metrics.ENERGY, labels, use.mj / 1000)
 
     def count_rejection(self, reason: str) -> None:
         """Count a request rejected before its function was resolved."""

@@ -65,8 +65,9 @@ def routes(record: UsageRecord) -> list[HTTPRouteHandler]:
 
 def _fields(sums: Sums) -> dict[str, Any]:
     fields = asdict(sums)
-    usd = fields.pop("nano_usd") / 1e9
-    return {**fields, "usd": usd}
+    usd, joules = fields.pop("nano_usd") / 1e9, fields.pop("mj") / 1000
+    gpu_s, audio_s = fields.pop("gpu_ms") / 1000, fields.pop("audio_ms") / 1000
+    return {**fields, "usd": usd, "gpu_s": gpu_s, "joules": joules, "audio_s": audio_s}
 
 
 async def _recorded(work: Awaitable[T]) -> T:

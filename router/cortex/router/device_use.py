@@ -1,0 +1,92 @@
+"""Splits what this router worker's requests used of GPUs over their keys, functions and hosts, by their tokens.
+
+An agent measures how much of its GPUs each router's requests use at each instance (`agent/device_meter.py`). The router
+reports tokens to it, and splits each share by the tokens that its requests had since the last one, or by the requests
+in flight if they had none.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from cortex.platform.record import DeviceUse, HostRecord
+from cortex.platform.usage import Place, split
+from cortex.router.request.request_record import RequestRecord
+
+
+class DeviceUses:
+    """What the requests of one router worker used of GPUs."""
+
+    def __init__(
+        self,
+        router: str,
+        hosts: Callable[[], Iterable[HostRecord]],
+        live: Callable[[], Iterable[RequestRecord]],
+        count: Callable[[Place, DeviceUse], None],
+    ) -> None:
+        """`live` returns the requests in flight, `count` adds to metrics."""
+        self._router, self._hosts, self._live, self._count = router, hosts, live, count
+        self._tokens: Counter[str] = Counter()
+        """By instance."""
+        self._counted: dict[int, int] = {}
+        """Tokens of requests in flight that are in `_tokens`, by the identity of the request's record."""
+        self._weights: dict[str, Counter[Place]] = {}
+        """By instance, the tokens since its last share."""
+        self._last: dict[str, Counter[Place]] = {}
+        self._taken: dict[tuple[str, str], DeviceUse] = {}
+        """By agent and instance, what was split so far."""
+
+    def finished(self, request_records: Sequence[RequestRecord]) -> None:
+        """Count the tokens of finished requests."""
+        for request_record in request_records:
+            self._add(request_record)
+            self._counted.pop(id(request_record), None)
+
+    def tokens(self) -> dict[str, int]:
+        """Return the tokens per instance of the fleet, for the router's report."""
+        for request_record in self._live():
+            self._counted[id(request_record)] = self._add(request_record)
+        present = {i.id for host in self._hosts() for i in host.instances}
+        self._tokens = Counter({i: number for i, number in self._tokens.items() if i in present})
+        return dict(self._tokens)
+
+    def take(self) -> list[tuple[Place, DeviceUse]]:
+        """Return what was used since the last call."""
+        parts: list[tuple[Place, DeviceUse]] = []
+        taken: dict[tuple[str, str], DeviceUse] = {}
+        for host in self._hosts():
+            for instance, use in host.device_use.get(self._router, {}).items():
+                before = self._taken.get((host.agent, instance), DeviceUse())
+                if use.gpu_ms < before.gpu_ms or use.mj < before.mj:  # the agent has begun to count anew
+                    before = DeviceUse()
+                taken[host.agent, instance] = use
+                if use != before:
+                    parts += self._split(host.name, instance, DeviceUse(use.gpu_ms - before.gpu_ms, use.mj - before.mj))
+        self._taken = taken
+        places = {instance for _, instance in taken} | self._tokens.keys()
+        self._weights = {i: weights for i, weights in self._weights.items() if i in places}
+        self._last = {i: weights for i, weights in self._last.items() if i in places}
+        for place, use in parts:
+            self._count(place, use)
+        return parts
+
+    def _split(self, host: str, instance: str, use: DeviceUse) -> list[tuple[Place, DeviceUse]]:
+        """Split a share: by tokens, by the requests in flight, or like the last one if these have ended."""
+        in_flight = Counter(_place(r) for r in self._live() if r.instance == instance)
+        weights = self._weights.pop(instance, None) or in_flight or self._last.get(instance)
+        weights = weights or Counter({Place("", "", host): 1})
+        self._last[instance] = weights
+        gpu_ms, mj = split(use.gpu_ms, weights), split(use.mj, weights)
+        return [(place, DeviceUse(gpu_ms[place], mj[place])) for place in weights]
+
+    def _add(self, request_record: RequestRecord) -> int:
+        """Count the tokens of a request that are not counted yet; return all of them."""
+        number = request_record.tokens_in + max(request_record.tokens_out, request_record.pieces)
+        new = number - self._counted.get(id(request_record), 0)
+        if new > 0 and request_record.instance:
+            self._tokens[request_record.instance] += new
+            self._weights.setdefault(request_record.instance, Counter())[_place(request_record)] += new
+        return max(number, self._counted.get(id(request_record), 0))
+
+
+def _place(request_record: RequestRecord) -> Place:
+    return Place(request_record.key, request_record.function, request_record.host)
