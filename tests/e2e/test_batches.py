@@ -3,7 +3,9 @@
 import contextlib
 import json
 import stat
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +23,8 @@ T = TypeVar("T")
 CHAT = "/v1/chat/completions"
 ENDED = ("completed", "failed", "expired", "cancelled")
 BATCH_S = 60.0
+REQUESTS = 150
+"""Of each measurement of latencies."""
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +35,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         fake("fake/slow", "--tps", "40", "--tokens", "40", target_concurrency=1),
         fake("fake/never", "--tps", "1", "--tokens", "1000", target_concurrency=1),
         fake("fake/fails", "--fail-status", "500"),
+        fake("fake/shared", "--tps", "100", "--tokens", "30", target_concurrency=8),
     ]
     running = Stack(
         tmp_path_factory.mktemp("batches"),
@@ -286,10 +291,46 @@ def test_each_of_5000_lines_has_one_result_through_the_deaths_of_all_processes(s
     _kill_all_amid(stack, 5000)
 
 
+@pytest.mark.long
+def test_interactive_requests_are_hardly_slower_beside_a_batch(stack: Stack) -> None:
+    client = client_of(stack)
+    assert stack.chat("fake/shared").is_success
+    alone = _latencies(stack)
+    batch = submit(client, [line(f"line-{i}", "fake/shared") for i in range(5000)])
+    eventually(lambda: done(client, batch) > 20, within_s=BATCH_S, what="the batch to run")
+    before = done(client, batch)
+
+    beside = _latencies(stack)
+
+    lines, open_now = done(client, batch) - before, client.batches.retrieve(batch.id).status == "in_progress"
+    client.batches.cancel(batch.id)
+    ended(client, batch)
+    p50, p99 = (beside[q] / alone[q] for q in (0.5, 0.99))
+    print(
+        f"p99 alone {alone[0.99]:.0f} ms, beside {beside[0.99]:.0f} ms: {p99:.3f}; p50 {p50:.3f}; {lines} lines beside"
+    )
+    assert open_now and lines > 20
+    assert p99 <= 1.2
+
+
+def _latencies(stack: Stack) -> dict[float, float]:
+    """Return percentiles in ms of requests by two clients, one after the other each."""
+
+    def one(_: int) -> float:
+        began = time.monotonic()
+        assert stack.chat("fake/shared").is_success
+        return 1000 * (time.monotonic() - began)
+
+    with ThreadPoolExecutor(2) as clients:
+        times = sorted(clients.map(one, range(REQUESTS)))
+    return {q: times[int(q * (len(times) - 1))] for q in (0.5, 0.99)}
+
+
 def _kill_all_amid(stack: Stack, lines: int) -> None:
     """Kill router, batch worker, agent and Redis, each some way into a batch, and compare the results."""
     client = client_of(stack)
     ids = [f"line-{i}" for i in range(lines)]
+    began = time.monotonic()
     batch = submit(client, [line(id) for id in ids])
     for number, name in enumerate(("batch worker", "router", "agent", "redis-server"), 1):
         eventually(
@@ -304,6 +345,7 @@ def _kill_all_amid(stack: Stack, lines: int) -> None:
         what="the end",
     )
     now = client.batches.retrieve(batch.id)
+    print(f"{lines} lines in {time.monotonic() - began:.0f} s, through four kills: {now.request_counts}")
     answers = [*results(client, now.output_file_id), *results(client, now.error_file_id)]
     assert sorted(a["custom_id"] for a in answers) == sorted(ids)
     assert now.request_counts is not None
