@@ -260,7 +260,7 @@ def create_app(settings: Settings) -> Dispatcher:
             *responses.routes(stored),
             *requests.routes(catalogue, peers, decision_log),
             *login.routes(key_ring, sessions, gateway.root_path),
-            *status.routes(catalogue, sources, planner, worker_logs),
+            *status.routes(catalogue, sources, planner, worker_logs, usage_record),
             *keys.routes(registry, key_ring),
             *decisions.routes(registry, view, catalogue, agents),
             *audit.routes(trail),

@@ -108,6 +108,7 @@ ROUTER = {
     "POST /status/login": OPEN,
     "POST /status/logout": OPEN,
     "GET /status/plan": STATUS,
+    "GET /status/usage": STATUS,
     "GET /admin/decisions": STATUS,
     "GET /admin/events": STATUS,
     "GET /admin/audit": ADMIN,

@@ -83,7 +83,7 @@ async def entries_of(*requests: dict[str, Any], answer: int | None = 200) -> lis
 
 def test_every_route_that_needs_an_admin_key_has_an_action() -> None:
     none = cast(Any, None)
-    all_handlers = [*handlers(), *status.routes(none, Mock(), none, none)]
+    all_handlers = [*handlers(), *status.routes(none, Mock(), none, none, none)]
 
     assert {path(h) for h in all_handlers if h.opt.get("needs", "admin") == "admin"} == ACTIONS.keys()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import time
 from typing import Any
 
 from litestar import Request, Response, get
@@ -10,8 +11,10 @@ from litestar.response import Redirect, Stream
 
 from cortex.functions.names import nearest
 from cortex.platform.api_keys import Right
+from cortex.platform.registry import RecordUnavailable
+from cortex.platform.usage_record import UsageRecord
 from cortex.router.access.auth import caller
-from cortex.router.errors import HostNotFound, NoCapacity, NoKey, NotAllowed
+from cortex.router.errors import HostNotFound, NoCapacity, NoKey, NotAllowed, RecordIsAway
 from cortex.router.live_catalogue import LiveCatalogue
 from cortex.router.overview.planning import Planner, function_named
 from cortex.router.overview.snapshot import Index
@@ -23,6 +26,7 @@ from cortex.router.status.live import Live, TooManyWatchers
 from cortex.router.status.page import picture
 from cortex.router.status.plans import card
 from cortex.router.status.render import HEADERS, page, render
+from cortex.router.status.usage import GROUPS, SPANS, Group, Span, UsagePage, usage_page
 
 Http = Request[Any, Any, Any]
 
@@ -32,7 +36,7 @@ SMALL = 32 * 1024
 
 
 def routes(
-    catalogue: LiveCatalogue, sources: Sources, planner: Planner, worker_logs: WorkerLogs
+    catalogue: LiveCatalogue, sources: Sources, planner: Planner, worker_logs: WorkerLogs, usage: UsageRecord
 ) -> list[HTTPRouteHandler]:
     """Return the page's routes, without those of the login."""
     live = Live(sources.snapshot, stopping)
@@ -50,6 +54,18 @@ def routes(
         packed = await asyncio.to_thread(gzip.compress, text.encode(), 3)
         headers = {"content-encoding": "gzip", "vary": "accept-encoding"}
         return Response(packed, media_type="text/html", headers=headers)
+
+    @get("/status/usage", exception_handlers={NoKey: _to_login, NotAllowed: _to_login}, **READ)
+    async def used(request: Http, by: Group = "key", span: Span = "week") -> Response[Any]:
+        """Show what requests used. A thread renders it, because a year has many rows."""
+        if login.ends_in_slash(request):
+            return Redirect("../usage")
+        now = time.time()
+        try:
+            names, rows = await usage.names(), await usage.read(now - SPANS[span], now, now)
+        except RecordUnavailable as error:
+            raise RecordIsAway(str(error), retry_after=5) from None
+        return _html(await asyncio.to_thread(lambda: _usage(usage_page(rows, by, span, now, names))))
 
     @get("/status/live", **READ)
     async def live_events() -> Stream:
@@ -108,12 +124,21 @@ def routes(
         headers = {**HEADERS, "cache-control": "public, max-age=31536000, immutable"}
         return Response(file.body, media_type=file.media_type, headers=headers)
 
-    return [status, live_events, function, host, log, plan, static_file]
+    return [status, used, live_events, function, host, log, plan, static_file]
 
 
 def may_act(request: Http) -> bool:
     """Whether the caller may make changes."""
     return caller(request).may(Right.ADMIN)
+
+
+def _usage(content: UsagePage) -> str:
+    return render("usage.html", it=content, groups=GROUPS, spans=tuple(SPANS))
+
+
+def _to_login(*_: object) -> Response[Any]:
+    """Redirect an unauthorized browser from a page below `/status` to the login form."""
+    return Redirect("../status/login", status_code=303)
 
 
 def _html(text: str) -> Response[str]:
