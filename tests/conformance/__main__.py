@@ -14,7 +14,7 @@ from rich.table import Table
 from cortex.platform.weights.demo_model import write_bigram
 from tests.conformance.exceptions import EVERY, EXCEPTIONS, LLAMA, LLAMA_SHAPE, REASONS, VLLM_SHAPE, Result, verdicts
 from tests.support.catalogues import aliases, fake, gguf
-from tests.support.stack import Stack
+from tests.support.stack import Stack, eventually
 
 SUITE = "llm-comply==0.5.0"
 FORMATS = ("open-responses", "openai-chat", "anthropic")
@@ -37,6 +37,8 @@ def main() -> int:
         home.mkdir()
         stack = Stack(home, catalogue(weights))
         try:
+            # The host reads the template some seconds after its own start; until then nobody knows about tools.
+            eventually(lambda: knows_tools(stack, LLAMA), within_s=60, what="the host to have read the template")
             results = [
                 result
                 for format in options.format or FORMATS
@@ -50,6 +52,11 @@ def main() -> int:
     for line in wrong:
         print(f"WRONG {line}")
     return 1 if wrong else 0
+
+
+def knows_tools(stack: Stack, function: str) -> bool:
+    """Return whether the router knows if a model can call tools."""
+    return stack.http.get(f"/v1/models/{function}").json().get("tool_call") is not None
 
 
 def catalogue(weights: Path) -> str:
