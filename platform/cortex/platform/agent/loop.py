@@ -106,7 +106,7 @@ class Agent:
         self._devices = devices.Devices(settings.agent)
         self._monitor = HostMonitor(settings, self._devices, self.supervisor, registry, self.scheduler, self.tell)
         self.stock = Stock(settings, self.supervisor, self.scheduler, self.tell, self._monitor.profiles_due)
-        self._device_meter, self._metered = DeviceMeter(), devices.Reading(devices=())
+        self._device_meter, self._metered = DeviceMeter(), self._monitor.reading
         self.publisher = HostPublisher(registry, self._own_record, counts, settings.agent.heartbeat_s)
         self._writer = state_file.Writer(self._state_path)
         self._adopted = False
