@@ -45,7 +45,9 @@ COMMANDS = {
         "Explain the state of a function, or the course of a request, by its decisions and their inputs.",
     ),
     "events": Later("cortex.cli.decisions:events", "Show the latest decisions of agents, routers and operators."),
-    "usage": Later("cortex.cli.usage:usage", "Show requests, tokens, cold starts and cost."),
+    "usage": Later(
+        "cortex.cli.usage:usage", "Show requests, tokens, cold starts, cost, and the time and energy of GPUs."
+    ),
     "audit": Later(
         "cortex.cli.audit:audit", "Show what operators did: who, what, to what, from where, and how it ended."
     ),
