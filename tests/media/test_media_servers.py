@@ -114,12 +114,12 @@ def test_the_reason_of_a_server_that_refuses_a_text_reaches_the_client(
 def test_what_one_function_speaks_another_transcribes(client: openai.OpenAI) -> None:
     spoken = client.audio.speech.create(model="speaks", voice="alloy", input=TEXT, response_format="wav").read()
 
-    heard = client.audio.transcriptions.create(
+    transcript = client.audio.transcriptions.create(
         model="hears", file=("spoken.wav", spoken), response_format="verbose_json"
     )
 
-    assert heard.text == SENTENCE
-    assert heard.duration == pytest.approx(seconds_of(spoken), abs=0.1)
+    assert transcript.text == SENTENCE
+    assert transcript.duration == pytest.approx(seconds_of(spoken), abs=0.1)
 
 
 def test_openais_package_for_node_speaks_and_transcribes(stack: Stack) -> None:

@@ -95,6 +95,7 @@ from cortex.router.routes import (
     weights,
 )
 from cortex.router.routes.entrance import Entrance
+from cortex.router.routes.reader import Reading
 from cortex.router.start_history import History
 from cortex.router.status import login
 from cortex.router.status import routes as status
@@ -279,7 +280,8 @@ def create_app(settings: Settings) -> Dispatcher:
         logging_config=None,
     )  # fmt: skip
     entrance = Entrance(exchanges, intake, Uploads(gateway.max_upload_mb * 1024 * 1024, intake.memory), rate_limiter)
-    table = inference.routes(entrance, images, CacheSalts(key_ring, token), stored) | media.routes(entrance)
+    reading = Reading(entrance, images, CacheSalts(key_ring, token))
+    table = inference.routes(reading, stored) | media.routes(reading)
     table |= ollama.handlers(ollama_models, intake)
     return Dispatcher(table, rest, guard, rejections, CrossOrigin(gateway.cors_origins), audit_log, gateway.root_path)
 

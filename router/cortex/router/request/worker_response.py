@@ -154,7 +154,7 @@ class WorkerResponse:
     def flush(self) -> None:
         """Pass on what has arrived."""
         sink, pieces = self._sink, self._pieces
-        if sink is None or not pieces or self._paused or sink.over:
+        if sink is None or not pieces or self._paused:
             return
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
@@ -169,6 +169,7 @@ class WorkerResponse:
             self._wake()
             return
         if sink.over:
+            self._sink = None
             self._wake()
         elif not (has_room or self._complete):
             self._paused = True

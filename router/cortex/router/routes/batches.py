@@ -44,7 +44,7 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
     async def own(request: Http, id: str) -> Batch:
         return await batch_of(folder, calls, caller(request).id, id)
 
-    async def found(id: str) -> Batch:
+    async def batch_by_id(id: str) -> Batch:
         batch = await calls.call(_known, lambda: folder.find(id))
         if batch is None:
             raise BatchNotFound(id)
@@ -88,12 +88,12 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
     @get("/admin/batches/{id:str}", opt={"needs": "status"})
     async def of_any_key(id: str) -> BatchesAnswer:
         """Return one batch of any key."""
-        return BatchesAnswer((await found(id),))
+        return BatchesAnswer((await batch_by_id(id),))
 
     @post("/admin/batches/{id:str}/cancel", status_code=200, opt={"needs": "admin"})
     async def stop(id: str) -> BatchesAnswer:
         """Cancel a batch of any key."""
-        return BatchesAnswer((await cancelled(folder, calls, await found(id)),))
+        return BatchesAnswer((await cancelled(folder, calls, await batch_by_id(id)),))
 
     return [make, ls, show, cancel, every, of_any_key, stop]
 
