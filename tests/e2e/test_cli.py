@@ -54,8 +54,14 @@ def test_why_explains_a_function_and_a_request(stack: Stack) -> None:
         answer = json.loads(stack.cli("why", "cli-why", "--json").stdout)
         return {"waited", "proposed", "ready"} <= {r["what"] for r in answer["decisions"]}
 
+    def explained() -> str:
+        """Return what is printed for the request; nothing while the worker that served it does not answer in time."""
+        text = stack.cli("why", "cli-why").stdout
+        return text if "cli-why:" in text else ""
+
     eventually(known, what="the decisions")
-    request, function = stack.cli("why", "cli-why").stdout, stack.cli("why", "fake/cold").stdout
+    request = eventually(explained, what="the worker that served the request to answer")
+    function = stack.cli("why", "fake/cold").stdout
     unknown = stack.cli("why", "who-knows")
 
     assert "cli-why: fake/cold (chat), over, status 200" in request

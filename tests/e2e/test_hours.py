@@ -7,7 +7,7 @@ import pytest
 from tests.support.catalogues import fake
 from tests.support.stack import Stack, eventually, own_redis
 
-pytestmark = pytest.mark.xdist_group("hours")
+pytestmark = [pytest.mark.xdist_group("hours"), pytest.mark.long]
 
 CATALOGUE = (
     fake("office", warm="00:00-24:00 UTC", vram_mb=4_000, idle_after_s=1)

@@ -9,7 +9,7 @@ import pytest
 from tests.support.catalogues import fake
 from tests.support.stack import Stack, eventually
 
-pytestmark = pytest.mark.xdist_group("replay")
+pytestmark = [pytest.mark.xdist_group("replay"), pytest.mark.long]
 
 KEYS = {"vram_mb": 20_000, "turn_wait_s": 2, "turn_min_s": 0, "idle_after_s": 600}
 ORDER = ("f", "g", "f")

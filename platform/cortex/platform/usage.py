@@ -75,11 +75,11 @@ def cost_nano_usd(cost: Cost, tokens_in: int, tokens_out: int, cached: int) -> i
 def split(total: int, weights: Mapping[K, int]) -> dict[K, int]:
     """Return a total in whole parts in proportion to the weights; the parts add up to it. Without weights there are
     no parts."""
-    whole, below, given = sum(weights.values()), 0, 0
+    whole, below, sum_so_far = sum(weights.values()), 0, 0
     parts: dict[K, int] = {}
     for key, weight in weights.items():
         below += weight
-        parts[key], given = total * below // whole - given, total * below // whole
+        parts[key], sum_so_far = total * below // whole - sum_so_far, total * below // whole
     return parts
 
 
