@@ -217,9 +217,39 @@ def test_a_fast_start_that_crashes_is_begun_again_without_its_tricks_and_is_no_f
     assert scheduler.record().tricks_off == {revision(F): {"eager": "the worker exited with 1 while starting"}}
 
 
-def test_without_tricks_a_crash_is_a_failed_start() -> None:
+def test_a_full_start_that_crashes_is_begun_again_fast_and_is_no_failed_start() -> None:
     scheduler = a_scheduler()
     assert begin(scheduler, waited_s=0.0) is FULL
+    scheduler.spawned("one", a_process(), "http://127.0.0.1:20000", 0.0)
+
+    scheduler.exited("one", "exited with 1", (), 3.0)
+    scheduler.reclaimed("one", 4.0)
+
+    assert (scheduler.record().failures, states(scheduler)) == ((), {"one-2": State.STARTING})
+    assert instance_of(scheduler, "one-2").start_mode is FAST
+    assert scheduler.record().tricks_off == {revision(F): {"full": "the worker exited with 1 while starting"}}
+
+
+def test_a_worker_that_crashes_in_both_modes_is_a_failed_start_the_next_time() -> None:
+    scheduler = a_scheduler()
+    assert begin(scheduler, waited_s=0.0) is FULL
+
+    for instance, at, tricks in (("one", 3.0, ()), ("one-2", 6.0, EAGER)):
+        scheduler.spawned(instance, a_process(), "http://127.0.0.1:20000", at, tricks=tricks)
+        scheduler.exited(instance, "exited with 1", (), at)
+        scheduler.reclaimed(instance, at + 1)
+    last = next(iter(states(scheduler)))
+    mode = instance_of(scheduler, last).start_mode
+    scheduler.spawned(last, a_process(), "http://127.0.0.1:20000", 8.0)
+    scheduler.exited(last, "exited with 1", (), 9.0)
+
+    assert mode is FULL
+    assert [f.kind for f in scheduler.record().failures] == [FailureKind.CRASH]
+
+
+def test_without_tricks_a_crash_is_a_failed_start() -> None:
+    scheduler = a_scheduler()
+    assert begin(scheduler, replace(F, start=Start.FULL), waited_s=0.0) is FULL
 
     scheduler.exited("one", "exited with 1", (), 3.0)
 

@@ -104,20 +104,30 @@ def excuse(state: HostState, instance: Instance, incident: Incident) -> bool:
     switched off for its revision:
 
     (1) it crashed, and used tricks: they are switched off;
-    (2) it crashed, and was to replace an instance that was started fast: full starts are switched off;
+    (2) it crashed in full, and was to replace an instance that was started fast, or might have been started fast: full
+        starts are switched off;
     (3) it lacked room beside the instance that it was to replace, or its process could not be started: it is tried
         again later.
     """
     why, off = incident.reason, instance.tricks
     if incident.kind is not FailureKind.CRASH or not instance.pid:  # (3)
         return predecessor(state, instance) is not None
-    if not off or incident.evidence.cause not in SUSPICIOUS or incident.serves:  # (2)
-        off = (StartMode.FULL,) if instance.replaces else ()
+    suspicious = incident.evidence.cause in SUSPICIOUS and not incident.serves
+    if not off or not suspicious:  # (2)
+        off = (StartMode.FULL,) if instance.replaces or (suspicious and _is_fast_left(state, instance)) else ()
     if not off:
         return False
     state.switch_tricks_off(instance.revision, off, why)
     decide(state, DecisionKind.TRICK_FAILED, instance, f"{', '.join(off)}: {why}")
     return True
+
+
+def _is_fast_left(state: HostState, instance: Instance) -> bool:
+    """Whether an instance was started in full though its function may be started fast, with a trick that has not
+    failed."""
+    function, off = state.functions[instance.id], state.tricks_off(instance.revision)
+    may_be_fast = instance.start_mode is StartMode.FULL and function.start is not Start.FULL
+    return may_be_fast and any(t not in off for t in possible_tricks(state.host, function))
 
 
 # Full starts beside the instances that they are to replace.
