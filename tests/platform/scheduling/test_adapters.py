@@ -114,6 +114,19 @@ def test_a_changed_entry_unloads_its_adapter_and_keeps_the_instance() -> None:
     assert load.adapter.source == "org/other"
 
 
+def test_an_adapter_that_failed_is_loaded_at_once_after_a_change_of_its_entry() -> None:
+    scheduler = ready()
+    ensure(scheduler, 3.0, "cup")
+    scheduler.handle(events.AdapterFailed("one", "cup", "broken"), 4.0)
+    changed = replace(BASE, adapters=(LEGAL, Adapter("cup", "org/corrected")))
+    scheduler.apply_catalogue({"base": changed}, "d2", 5.0)
+    scheduler.take_effects()
+
+    ensure(scheduler, 6.0, "cup", changed)
+
+    assert [e.adapter.source for e in loads(scheduler)] == ["org/corrected"]
+
+
 def test_an_adapter_whose_entry_changed_while_it_was_loaded_is_unloaded() -> None:
     scheduler = ready()
     ensure(scheduler, 3.0)

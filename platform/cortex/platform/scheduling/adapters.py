@@ -50,8 +50,9 @@ def ensure(state: HostState, request: EnsureAdapter, now: float) -> AdapterState
     if adapter.id in instance.adapter_steps:
         return AdapterState()
     failed_at = state.adapter_failures.get(instance.id, {}).get(adapter.id)
-    if failed_at is not None and now < failed_at + AGAIN_S:  # (4)
-        return AdapterState(problem=instance.adapter_problems.get(adapter.id, ""))
+    problem = instance.adapter_problems.get(adapter.id, "")  # none after a change of its entry
+    if problem and failed_at is not None and now < failed_at + AGAIN_S:  # (4)
+        return AdapterState(problem=problem)
     state.functions[instance.id] = function  # (5)
     steps = {**instance.adapter_steps, adapter.id: STEP}
     put(state, replace(instance, adapter_steps=steps, adapter_problems=_without(instance.adapter_problems, adapter.id)))

@@ -54,7 +54,7 @@ async def with_local_adapters(
                 paths[adapter.id] = own.path
                 size_mb += own.size_mb
                 highest = max(highest, await rank(Path(own.path)))
-        except (WeightsUnavailable, NoAnswer, OSError) as error:
+        except (WeightsUnavailable, NoAnswer, OSError, ValueError) as error:
             problems[adapter.id] = str(error)
     local = replace(local, size_mb=size_mb, adapters=paths, adapter_problems=problems)
     if loads_while_it_runs(function):
@@ -92,7 +92,8 @@ def rank_of(adapter: Path) -> int:
     if not adapter.is_dir():
         return 1
     config = _config(adapter)
-    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
+    pattern = config.get("rank_pattern")
+    ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
     return max((r for r in ranks if isinstance(r, int)), default=1)
 
 
