@@ -120,7 +120,14 @@ async def test_an_engine_that_loads_adapters_while_it_runs_waits_for_none(names:
 
 
 @pytest.mark.parametrize(
-    ("config", "highest"), [({"r": 8}, 8), ({"r": 8, "rank_pattern": {"q_proj": 32}}, 32), ({"r": "8"}, 1), ({}, 1), ({"r": 8, "rank_pattern": ["q"]}, 8)]
+    ("config", "highest"),
+    [
+        ({"r": 8}, 8),
+        ({"r": 8, "rank_pattern": {"q_proj": 32}}, 32),
+        ({"r": "8"}, 1),
+        ({}, 1),
+        ({"r": 8, "rank_pattern": ["q"]}, 8),
+    ],
 )
 def test_the_rank_of_an_adapter_is_the_highest_of_its_modules(
     tmp_path: Path, config: dict[str, object], highest: int
