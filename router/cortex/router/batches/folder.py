@@ -205,7 +205,9 @@ class Folder:
                     expires=removed_at,
                 )
                 self._write(self._of(batch.key) / f"{id}.json", file)
-        source = self.file(batch.key, batch.input_file) if _FILE.fullmatch(batch.input_file) else None
+        source: StoredFile | None = None
+        with contextlib.suppress(Damaged):  # a damaged input is removed with its batch, and ends nothing else
+            source = self.file(batch.key, batch.input_file) if _FILE.fullmatch(batch.input_file) else None
         if source is not None:
             self._write(self._of(batch.key) / f"{source.id}.json", replace(source, expires=removed_at))
         self.write_batch(batch)
