@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -197,6 +198,38 @@ async def test_a_batch_whose_value_is_damaged_fails_with_the_results_that_it_has
     now = ended(folder, damaged)
     assert (now.status, now.problems[0].code, now.counts.succeeded) == (Status.FAILED, "batch_damaged", 1)
     assert ids(folder.content("k1", now.output_file)) == ["a"]
+    assert ended(folder, whole).status is Status.COMPLETED
+
+
+async def test_the_damaged_value_of_an_input_ends_no_batch(folder: Folder) -> None:
+    damaged, whole = add_batch(folder, text(entry("a"))), add_batch(folder, text(entry("b")), key="k2")
+    (folder.path / "keys" / "k1" / f"{damaged.input_file}.json").write_bytes(b"{")
+
+    await run(folder, answers)
+
+    assert {ended(folder, b).status for b in (damaged, whole)} == {Status.COMPLETED}
+
+
+async def test_a_cancelled_batch_waits_after_a_fault_as_any_other(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "FAULT_S", 1.0)  # shortens a pause, and changes no decision
+    cancelled, whole = add_batch(folder, text(entry("only"))), add_batch(folder, text(entry("b")), key="k2")
+    folder.request_cancel(cancelled)
+    add, tried = Results.add, list[float]()
+
+    def broken(results: Results, line: bytes, *, to_errors: bool) -> None:
+        if b'"only"' in line:
+            tried.append(time.monotonic())
+            if len(tried) == 1:
+                raise OSError(errno.EIO, "I/O error")  # which no file system here can be made to give
+        add(results, line, to_errors=to_errors)
+
+    monkeypatch.setattr(Results, "add", broken)
+    await run(folder, answers)
+
+    assert tried[1] - tried[0] >= 1.0
+    assert ended(folder, cancelled).status is Status.CANCELLED
     assert ended(folder, whole).status is Status.COMPLETED
 
 

@@ -129,7 +129,9 @@ class Engine:
         self._paces: dict[tuple[str, str], Pace] = {}
         self._last_sent: dict[str, float] = {}
         self._aside: dict[str, float] = {}
-        """Batches that were set aside, and when they may run again."""
+        """Batches that were set aside for others, and when they may run again, unless they are cancelled."""
+        self._faulty: dict[str, float] = {}
+        """Batches that were set aside after a fault, and when they may run again."""
         self._resumes_at = 0.0
         self._looked_at = 0.0
 
@@ -147,7 +149,7 @@ class Engine:
                     await self._advance(run)
         finally:
             for run in list(self._runs.values()):
-                await self._set_aside(run, 0.0)
+                await self._set_aside(run)
 
     async def _look(self) -> bool:
         """Start new batches; return whether any is open."""
@@ -158,9 +160,10 @@ class Engine:
         names = await asyncio.to_thread(self._folder.open_batches)
         ids = {id for _, id in names}
         self._aside = {id: at for id, at in self._aside.items() if id in ids}
+        self._faulty = {id: at for id, at in self._faulty.items() if id in ids and now < at}
         names.sort(key=lambda name: self._aside.get(name[1], 0.0))  # those that had no turn yet first, by age
         for key, id in names:
-            if id in self._runs or now < self._resumes_at:
+            if id in self._runs or id in self._faulty or now < self._resumes_at:
                 continue
             if not self._folder.is_cancelled(key, id) and (
                 now < self._aside.get(id, 0.0) or not await self._has_place(key)
@@ -169,6 +172,7 @@ class Engine:
             run = await self._contain(id, self._begin, key, id)
             if run is not None:
                 self._runs[id] = run
+                await self._advance(run)  # a cancelled or expired one ends before any line is sent
         return bool(names)
 
     async def _has_place(self, key: str) -> bool:
@@ -187,16 +191,16 @@ class Engine:
         resumes_at = min(self._pace(run.batch.key, model).resumes_at for model in run.pending)
         pause_s = min(max(0.0, resumes_at - now), max(0.0, run.batch.expires - time.time()))
         await self._contain(run.batch.id, self._write, run)
-        await self._set_aside(run, pause_s)
+        self._aside[run.batch.id] = now + pause_s
+        await self._set_aside(run)
         return True
 
-    async def _set_aside(self, run: Run, pause_s: float) -> None:
-        """Close a batch for a time; it then waits for a place."""
+    async def _set_aside(self, run: Run) -> None:
+        """Close a batch, which then waits for a place."""
         for task in run.tasks:
             task.cancel()
         await asyncio.gather(*run.tasks, return_exceptions=True)
         if self._runs.pop(run.batch.id, None) is not None:
-            self._aside[run.batch.id] = time.monotonic() + pause_s
             with contextlib.suppress(OSError):  # results that were not synced are checked when it is opened again
                 await asyncio.to_thread(run.close)
 
@@ -363,7 +367,7 @@ class Engine:
                 run.batch = replace(batch, status=Status.CANCELLING, cancelled_at=at)
             elif now >= batch.expires:
                 run.ending = "expired"
-        if run.ending:
+        if run.ending and run.fault is None:
             for task in run.tasks:
                 task.cancel()
             await asyncio.gather(*run.tasks, return_exceptions=True)
@@ -371,7 +375,8 @@ class Engine:
             self._end_rest(run)
         if run.fault is not None:
             log.error("batch_interrupted", batch=batch.id, why=str(run.fault), exc_info=run.fault)
-            await self._set_aside(run, FAULT_S)
+            self._faulty[batch.id] = time.monotonic() + FAULT_S
+            await self._set_aside(run)
         elif not run.tasks and not run.pending:
             await self._finish(run)
         elif time.monotonic() - run.written_at >= WRITE_S:
@@ -433,10 +438,9 @@ class Engine:
                 self._rest(error)
                 return None
             log.error("batch_disk_error", batch=id, why=str(error))
+            self._faulty[id] = time.monotonic() + FAULT_S
             if (run := self._runs.get(id)) is not None:
-                await self._set_aside(run, FAULT_S)
-            else:
-                self._aside[id] = time.monotonic() + FAULT_S
+                await self._set_aside(run)
             return None
 
     def _rest(self, error: OSError) -> None:
