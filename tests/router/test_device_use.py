@@ -19,9 +19,9 @@ class Requests:
 
     def __init__(self, router: str = "r1") -> None:
         self.live: list[RequestRecord] = []
-        self.host: HostRecord = replace(a_host(an_instance("i"), agent="a1"), name="h")
+        self.hosts: list[HostRecord] = [replace(a_host(an_instance("i"), agent="a1"), name="h")]
         self.counted: Counter[Place] = Counter()
-        self.uses = DeviceUses(router, lambda: [self.host], lambda: self.live, self._count)
+        self.uses = DeviceUses(router, lambda: self.hosts, lambda: self.live, self._count)
 
     def _count(self, place: Place, use: DeviceUse) -> None:
         self.counted[place] += use.mj
@@ -40,7 +40,7 @@ class Requests:
 
     def used(self, gpu_ms: int, mj: int, **more: Any) -> None:
         """Have the host report what this router's requests used."""
-        self.host = replace(self.host, device_use={"r1": {"i": DeviceUse(gpu_ms, mj)}}, **more)
+        self.hosts = [replace(self.hosts[0], device_use={"r1": {"i": DeviceUse(gpu_ms, mj)}}, **more)]
 
 
 def place(key: str, function: str = "f") -> Place:
@@ -91,6 +91,20 @@ def test_an_agent_that_restarts_counts_from_zero() -> None:
     assert requests.uses.take() == []
 
 
+def test_a_host_that_was_silent_goes_on_from_its_last_report() -> None:
+    requests = Requests()
+    requests.begin("k1")
+    requests.used(1000, 500)
+    requests.uses.take()
+    hosts, requests.hosts = requests.hosts, []
+    assert requests.uses.take() == []
+
+    requests.hosts = hosts
+    requests.used(1010, 505)
+
+    assert requests.uses.take() == [(place("k1"), DeviceUse(10, 5))]
+
+
 def test_parts_add_up_to_the_whole() -> None:
     assert split(100, {"a": 1, "b": 1, "c": 1}) == {"a": 33, "b": 33, "c": 34}
     assert split(7, {}) == {}
@@ -118,7 +132,7 @@ def test_the_usage_of_two_routers_adds_up_to_the_counter_of_the_gpu() -> None:
         begin = counter if second == 0 else begin
         meter.sample([a_device("gpu-0", energy_mj=counter)], [instance], reports, float(second))
         for requests in routers.values():
-            requests.host = replace(requests.host, device_use=meter.use)
+            requests.hosts = [replace(requests.hosts[0], device_use=meter.use)]
             for where, use in requests.uses.take():
                 total[where] += use.mj
 

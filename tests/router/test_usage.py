@@ -86,6 +86,19 @@ async def test_what_a_lost_batch_and_later_requests_used_is_counted_once(record:
     assert await record.names() == {"k1": "one"}
 
 
+async def test_the_last_write_takes_the_rows_behind_a_batch_that_was_not_written(record: Unsteady) -> None:
+    counts = counts_of(record)
+    counts.add([finished()])
+    record.fails = "before"
+    await counts.write()
+    counts.add([finished("k2")])
+    record.fails = ""
+
+    await counts.write()
+
+    assert (await total(record)).requests == 2
+
+
 async def test_rows_in_memory_are_bounded_and_none_of_the_sums_is_lost(
     record: Unsteady, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,9 @@ from cortex.platform.record import DeviceUse, HostRecord
 from cortex.platform.usage import Place, split
 from cortex.router.request.request_record import RequestRecord
 
+MOST_AGENTS = 1024
+"""Agents whose totals are remembered: each restart of an agent makes one more."""
+
 
 class DeviceUses:
     """What the requests of one router worker used of GPUs."""
@@ -32,8 +35,8 @@ class DeviceUses:
         self._weights: dict[str, Counter[Place]] = {}
         """By instance, the tokens since its last share."""
         self._last: dict[str, Counter[Place]] = {}
-        self._taken: dict[tuple[str, str], DeviceUse] = {}
-        """By agent and instance, what was split so far."""
+        self._taken: dict[str, dict[str, DeviceUse]] = {}
+        """By agent and instance, what was split so far; also of agents that are silent; the longest silent first."""
 
     def finished(self, request_records: Sequence[RequestRecord]) -> None:
         """Count the tokens of finished requests."""
@@ -52,17 +55,18 @@ class DeviceUses:
     def take(self) -> list[tuple[Place, DeviceUse]]:
         """Return what was used since the last call."""
         parts: list[tuple[Place, DeviceUse]] = []
-        taken: dict[tuple[str, str], DeviceUse] = {}
         for host in self._hosts():
-            for instance, use in host.device_use.get(self._router, {}).items():
-                before = self._taken.get((host.agent, instance), DeviceUse())
+            uses, taken = host.device_use.get(self._router, {}), self._taken.pop(host.agent, {})
+            self._taken[host.agent] = uses
+            for instance, use in uses.items():
+                before = taken.get(instance, DeviceUse())
                 if use.gpu_ms < before.gpu_ms or use.mj < before.mj:  # the agent has begun to count anew
                     before = DeviceUse()
-                taken[host.agent, instance] = use
                 if use != before:
                     parts += self._split(host.name, instance, DeviceUse(use.gpu_ms - before.gpu_ms, use.mj - before.mj))
-        self._taken = taken
-        places = {instance for _, instance in taken} | self._tokens.keys()
+        while len(self._taken) > MOST_AGENTS:
+            del self._taken[next(iter(self._taken))]
+        places = {instance for uses in self._taken.values() for instance in uses} | self._tokens.keys()
         self._weights = {i: weights for i, weights in self._weights.items() if i in places}
         self._last = {i: weights for i, weights in self._last.items() if i in places}
         for place, use in parts:

@@ -5,6 +5,7 @@ is sent again under the same number, so that it counts once.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -73,14 +74,16 @@ class UsageCounts:
         """Write now. While the record is unavailable, everything is retained."""
         for place, use in self._device_use():
             self._add(place, Sums(gpu_ms=use.gpu_ms, mj=use.mj))
-        if not self._unwritten:
+        with contextlib.suppress(RecordUnavailable):
+            await self._send()  # of earlier calls; rows are collected meanwhile, so that they stay few
             self._unwritten.extend(self._batches())
-        try:
-            while self._unwritten:
-                await self._record.add(self._unwritten[0], self._names())
-                self._unwritten.popleft()
-        except RecordUnavailable:
-            return
+            await self._send()
+
+    async def _send(self) -> None:
+        """Write the batches. Raises RecordUnavailable."""
+        while self._unwritten:
+            await self._record.add(self._unwritten[0], self._names())
+            self._unwritten.popleft()
 
     def _batches(self) -> list[Batch]:
         rows = [Row(at=at, place=place, sums=sums) for (at, place), sums in self._rows.items()]

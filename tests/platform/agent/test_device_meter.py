@@ -92,7 +92,24 @@ def test_what_routers_and_instances_used_is_dropped_when_they_are_gone() -> None
 
     sample(meter, 2.0, [gpu(2)], report("r2", i=2), instances=())
     soon = dict(meter.use)
-    sample(meter, 2.0 + KEEP_S, [gpu(2)], report("r2", i=2), instances=())
+    sample(meter, 1.0 + KEEP_S, [gpu(2)], report("r2", i=2), instances=())
 
-    assert soon.keys() == {"r2"}
+    assert soon.keys() == {"r1", "r2"}
     assert meter.use == {}
+
+
+def test_a_router_whose_report_is_missing_once_goes_on_from_its_last_one() -> None:
+    meter = DeviceMeter()
+    sample(meter, 0.0, [gpu(0)], report("r1", i=5_000_000), report("r2", i=100), instances=ONE)
+    sample(meter, 1.0, [gpu(0)], report("r2", i=200), instances=ONE)
+    sample(meter, 2.0, [gpu(400)], report("r1", i=5_000_100), report("r2", i=500), instances=ONE)
+
+    assert meter.use == {"r1": {"i": DeviceUse(250, 100)}, "r2": {"i": DeviceUse(1750, 300)}}
+
+
+def test_what_a_router_counted_before_the_agent_knew_it_is_not_the_use_of_an_interval() -> None:
+    meter = DeviceMeter()
+    sample(meter, 0.0, [gpu(0)], report("r2", i=0), instances=ONE)
+    sample(meter, 1.0, [gpu(400)], report("r1", i=5_000_000), report("r2", i=10), instances=ONE)
+
+    assert meter.use == {"r2": {"i": DeviceUse(1000, 400)}}

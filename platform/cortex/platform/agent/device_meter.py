@@ -6,15 +6,18 @@ whole), they belong to the requests in flight; without any, the GPU was idle, an
 """
 
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from cortex.platform.record import Device, DeviceUse, Instance, RouterReport
 from cortex.platform.usage import split
 
+T = TypeVar("T")
 Use = tuple[str, str]
 """A router, and an instance that its requests use."""
 
 KEEP_S = 60.0
-"""How long what was used at an instance that is gone stays in the record, for routers to read."""
+"""How long what was used stays in the record after its instance or its router has left: routers read it, and a router
+whose report is late goes on from its last one."""
 
 
 class DeviceMeter:
@@ -26,20 +29,21 @@ class DeviceMeter:
         self._use: dict[Use, DeviceUse] = {}
         self._read: dict[str, tuple[float, int | None]] = {}
         """By GPU, the time and the counter of the last sample."""
-        self._tokens: dict[Use, int] | None = None
+        self._tokens: dict[Use, int] = {}
         self._seen: dict[str, float] = {}
+        """When each instance and router was last present."""
 
     def sample(
         self, devices: Iterable[Device], instances: Iterable[Instance], reports: Mapping[str, RouterReport], now: float
     ) -> None:
         """Take a reading of the devices, and the routers' reports at that time."""
         tokens = {(r, i): number for r, report in reports.items() for i, number in report.tokens.items()}
-        before = tokens if self._tokens is None else self._tokens
-        done = {use: number - before.get(use, 0) for use, number in tokens.items() if number > before.get(use, 0)}
+        # What a router has counted before it was seen here is no growth.
+        before = {use: self._tokens.get(use, 0 if use[0] in self._seen else number) for use, number in tokens.items()}
+        done = {use: number - before[use] for use, number in tokens.items() if number > before[use]}
         in_flight = {
             (r, i): number for r, report in reports.items() for i, number in report.in_flight.items() if number
         }
-        self._tokens = tokens
         present = list(instances)
         for device in devices:
             if device.kind != "gpu":
@@ -51,13 +55,18 @@ class DeviceMeter:
             for user, ms in split(gpu_ms, weights).items():
                 earlier = self._use.get(user, DeviceUse())
                 self._use[user] = DeviceUse(earlier.gpu_ms + ms, earlier.mj + energy[user])
-        self._seen |= {i.id: now for i in present}
-        self._seen = {i: at for i, at in self._seen.items() if now - at < KEEP_S}
-        self._use = {(r, i): use for (r, i), use in self._use.items() if r in reports and i in self._seen}
+        self._seen |= {i.id: now for i in present} | dict.fromkeys(reports, now)
+        self._seen = {id: at for id, at in self._seen.items() if now - at < KEEP_S}
+        self._tokens = self._recent(self._tokens | tokens)
+        self._use = self._recent(self._use)
         by_router: dict[str, dict[str, DeviceUse]] = {}
         for (router, instance), use in self._use.items():
             by_router.setdefault(router, {})[instance] = use
         self.use = by_router
+
+    def _recent(self, values: Mapping[Use, T]) -> dict[Use, T]:
+        """Return the values of instances and routers that were present lately."""
+        return {(r, i): value for (r, i), value in values.items() if r in self._seen and i in self._seen}
 
     def _growth(self, device: Device, now: float) -> tuple[int, int]:
         """Return the milliseconds and millijoules since the last sample of a GPU; 0 for the first one. A counter that
