@@ -69,7 +69,7 @@ def test_an_adapter_is_loaded_once_for_all_that_ask() -> None:
 def test_a_failure_is_one_of_its_variant_and_the_next_request_after_a_while_tries_again() -> None:
     scheduler = ready()
     ensure(scheduler, 3.0)
-    scheduler.handle(events.AdapterFailed("one", "legal", "it does not fit"), 4.0)
+    scheduler.handle(events.AdapterFailed("one", "legal", adapter_number("org/legal"), "it does not fit"), 4.0)
     problems = dict(one(scheduler).adapter_problems)
     scheduler.take_effects()
 
@@ -101,7 +101,7 @@ def test_a_changed_entry_unloads_its_adapter_and_keeps_the_instance() -> None:
     ensure(scheduler, 3.0)
     scheduler.handle(LOADED, 4.0)
     ensure(scheduler, 4.0, "cup")
-    scheduler.handle(events.AdapterFailed("one", "cup", "broken"), 5.0)
+    scheduler.handle(events.AdapterFailed("one", "cup", adapter_number("org/cup"), "broken"), 5.0)
     scheduler.take_effects()
     changed = replace(BASE, adapters=(Adapter("legal", "org/other"), CUP))
 
@@ -117,7 +117,7 @@ def test_a_changed_entry_unloads_its_adapter_and_keeps_the_instance() -> None:
 def test_an_adapter_that_failed_is_loaded_at_once_after_a_change_of_its_entry() -> None:
     scheduler = ready()
     ensure(scheduler, 3.0, "cup")
-    scheduler.handle(events.AdapterFailed("one", "cup", "broken"), 4.0)
+    scheduler.handle(events.AdapterFailed("one", "cup", adapter_number("org/cup"), "broken"), 4.0)
     changed = replace(BASE, adapters=(LEGAL, Adapter("cup", "org/corrected")))
     scheduler.apply_catalogue({"base": changed}, "d2", 5.0)
     scheduler.take_effects()
@@ -125,6 +125,17 @@ def test_an_adapter_that_failed_is_loaded_at_once_after_a_change_of_its_entry() 
     ensure(scheduler, 6.0, "cup", changed)
 
     assert [e.adapter.source for e in loads(scheduler)] == ["org/corrected"]
+
+
+def test_the_failure_of_an_earlier_entry_is_no_problem_of_the_present_one() -> None:
+    scheduler = ready()
+    ensure(scheduler, 3.0, "cup")
+    changed = replace(BASE, adapters=(LEGAL, Adapter("cup", "org/corrected")))
+    scheduler.apply_catalogue({"base": changed}, "d2", 3.5)
+
+    scheduler.handle(events.AdapterFailed("one", "cup", adapter_number("org/cup"), "broken"), 4.0)
+
+    assert (one(scheduler).adapter_problems, one(scheduler).adapter_steps) == ({}, {})
 
 
 def test_an_adapter_whose_entry_changed_while_it_was_loaded_is_unloaded() -> None:
@@ -151,7 +162,8 @@ def test_a_router_with_another_catalogue_has_it_sent_again() -> None:
 def test_news_of_an_instance_that_is_gone_changes_nothing() -> None:
     scheduler = a_scheduler()
 
-    for event in (LOADED, events.AdapterFailed("one", "legal", "x"), events.AdapterProgress("one", "legal", "x")):
+    failed = events.AdapterFailed("one", "legal", LOADED.number, "x")
+    for event in (LOADED, failed, events.AdapterProgress("one", "legal", "x")):
         assert scheduler.handle(event, 1.0) == []
 
 

@@ -85,10 +85,12 @@ async def test_an_adapter_that_an_earlier_agent_has_loaded_is_loaded(tmp_path: P
 async def test_the_engines_own_words_about_a_failure_go_to_its_log_only(tmp_path: Path) -> None:
     worker = Worker(tmp_path, (500, "the prompt was: secret"))
 
-    await worker.load(str(write_adapter(tmp_path / "legal")))
+    path = str(write_adapter(tmp_path / "legal"))
+    await worker.load(path)
 
     (failed,) = worker.events
-    assert failed == AdapterFailed("i", "legal", "the engine cannot load the adapter legal: its log has the reason")
+    reason = "the engine cannot load the adapter legal: its log has the reason"
+    assert failed == AdapterFailed("i", "legal", adapter_number(path), reason)
     assert "the prompt was: secret" in worker.notes[0]
 
 
@@ -123,7 +125,7 @@ async def test_an_adapter_that_is_not_here_is_fetched_first(tmp_path: Path, exis
     if exists:
         assert result == AdapterLoaded("i", "legal", adapter_number("org/legal"), str(fetched))
     else:
-        assert result == AdapterFailed("i", "legal", "it is private")
+        assert result == AdapterFailed("i", "legal", adapter_number("org/legal"), "it is private")
 
 
 async def test_a_worker_that_does_not_answer_is_a_failure(tmp_path: Path) -> None:

@@ -74,27 +74,43 @@ def test_an_adapter_that_is_not_loaded_is_an_error_with_the_reason_for_operators
         check_adapter(to(LEGAL), replace(AT, adapters={}))
 
 
+def idle(instance: str) -> int:
+    return 0
+
+
+def busy(instance: str) -> int:
+    return V_LEGAL.target_concurrency
+
+
 def test_an_instance_with_the_adapter_is_preferred_to_one_without() -> None:
     without = replace(AT, id="j", adapters={"other": 0})
 
-    assert able(to(LEGAL), (without, AT)) == (AT,)
-    assert able(to(LEGAL), (without,)) == (without,)
-    assert able(to(BASE), (without, AT)) == (without, AT)
-    assert able(to(CALM), (without, AT)) == (without, AT)
+    assert able(to(LEGAL), (without, AT), idle) == (AT,)
+    assert able(to(LEGAL), (without,), idle) == (without,)
+    assert able(to(BASE), (without, AT), idle) == (without, AT)
+    assert able(to(CALM), (without, AT), idle) == (without, AT)
 
 
 def test_the_adapter_of_an_earlier_entry_is_not_that_of_the_present_one() -> None:
     earlier = replace(HAS, id="j", adapters={"legal": adapter_number("org/earlier")})
 
-    assert able(TO_LEGAL, (earlier, HAS)) == (HAS,)
-    assert able(TO_LEGAL, (earlier,)) == (earlier,)
+    assert able(TO_LEGAL, (earlier, HAS), idle) == (HAS,)
+    assert able(TO_LEGAL, (earlier,), idle) == (earlier,)
 
 
 def test_an_instance_where_an_adapter_has_failed_is_the_last_to_try() -> None:
     failed = replace(HAS_NOT, id="j", adapter_problems={"legal": "broken"})
 
-    assert able(TO_LEGAL, (failed, HAS_NOT)) == (HAS_NOT,)
-    assert able(TO_LEGAL, (failed,)) == (failed,)
+    assert able(TO_LEGAL, (failed, HAS_NOT), idle) == (HAS_NOT,)
+    assert able(TO_LEGAL, (failed,), idle) == (failed,)
+
+
+def test_busy_instances_with_the_adapter_are_helped_by_those_that_would_load_it() -> None:
+    other, failed = replace(HAS_NOT, id="j"), replace(HAS_NOT, id="k", adapter_problems={"legal": "broken"})
+
+    assert able(TO_LEGAL, (HAS, other, failed), busy) == (HAS, other)
+    assert able(TO_LEGAL, (HAS, other, failed), idle) == (HAS,)
+    assert able(to(LEGAL), (AT, replace(AT, id="j", adapters={})), busy) == (AT,)
 
 
 class Host:

@@ -85,13 +85,16 @@ def loaded(state: HostState, event: events.AdapterLoaded) -> None:
 
 
 def failed(state: HostState, event: events.AdapterFailed, now: float) -> None:
-    """Only the variant fails."""
+    """Only the variant fails, unless its entry has changed meanwhile: then it may be loaded at once."""
     instance = state.instances.get(event.instance)
     if instance is None or event.variant not in instance.adapter_steps:
         return
+    instance = put(state, replace(instance, adapter_steps=_without(instance.adapter_steps, event.variant)))
+    adapter = _declared(state.functions[instance.id], event.variant)
+    if adapter is None or adapter_number(adapter.source) != event.number:
+        return
     problems = {**instance.adapter_problems, event.variant: event.reason}
-    steps = _without(instance.adapter_steps, event.variant)
-    instance = put(state, replace(instance, adapter_steps=steps, adapter_problems=problems))
+    instance = put(state, replace(instance, adapter_problems=problems))
     state.adapter_failures.setdefault(instance.id, {})[event.variant] = now
     decide(state, DecisionKind.ADAPTER_FAILED, instance, f"the adapter of {event.variant}: {event.reason}")
 

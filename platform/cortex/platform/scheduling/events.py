@@ -230,6 +230,7 @@ class AdapterFailed(Struct, frozen=True, tag=True):
 
     instance: str
     variant: str
+    number: int
     reason: str
 
 

@@ -65,7 +65,7 @@ class AdapterLoads:
             await self._load(instance, adapter_name(adapter.id, number), path)
         except (LoadProblem, FetchProblem, CallFailed, WeightsUnavailable, NoAnswer, OSError) as error:
             log.warning("adapter_not_loaded", function=adapter.id, instance=instance.id, why=str(error))
-            self._tell(events.AdapterFailed(instance.id, adapter.id, str(error)))
+            self._tell(events.AdapterFailed(instance.id, adapter.id, number, str(error)))
             return
         log.info("adapter_loaded", function=adapter.id, instance=instance.id)
         self._tell(events.AdapterLoaded(instance.id, adapter.id, number, path))

@@ -246,8 +246,8 @@ class Supervisor:
 
     def _load_failed(self, effect: LoadAdapter) -> Callable[[Instance, Exception], None]:
         def failed(instance: Instance, error: Exception) -> None:
-            reason = f"its adapter could not be loaded: {type(error).__name__}"
-            self._tell(events.AdapterFailed(instance.id, effect.adapter.id, reason))
+            adapter, reason = effect.adapter, f"its adapter could not be loaded: {type(error).__name__}"
+            self._tell(events.AdapterFailed(instance.id, adapter.id, adapter_number(adapter.source), reason))
 
         return failed
 

@@ -8,6 +8,7 @@ between releases.
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 
 from cortex.functions.servers import SERVERS
 from cortex.functions.variants import adapter_number
@@ -40,14 +41,23 @@ def loads_adapters(instance: Instance) -> str:
     return server.loads_adapters if server else "no"
 
 
-def able(target: Target, ready: tuple[Instance, ...]) -> tuple[Instance, ...]:
-    """Return the instances that can serve a variant: those with its adapter, else those that may load it; all of them
-    if its adapter has a problem everywhere, so that `check_adapter` gives the reason of one."""
+def able(target: Target, ready: tuple[Instance, ...], load: Callable[[str], int]) -> tuple[Instance, ...]:
+    """Return the instances that can serve a variant, of those with so many requests in flight each (`load`):
+
+    (1) those with its adapter;
+    (2) if these all have the function's `target_concurrency`, also those that would load it while they run;
+    (3) if none has it, those whose adapter has no problem;
+    (4) else all of them, so that `check_adapter` gives the reason of one.
+    """
     if not target.has_adapter:
         return ready
-    if having := tuple(i for i in ready if has_adapter(target, i)):
-        return having
-    return tuple(i for i in ready if target.function.id not in i.adapter_problems) or ready
+    having = tuple(i for i in ready if has_adapter(target, i))
+    sound = tuple(i for i in ready if i not in having and target.function.id not in i.adapter_problems)
+    if not having:
+        return sound or ready  # (3), (4)
+    if all(load(i.id) >= target.function.target_concurrency for i in having):  # (2)
+        return having + tuple(i for i in sound if loads_adapters(i) == "while it runs")
+    return having  # (1)
 
 
 def check_adapter(target: Target, instance: Instance) -> None:

@@ -135,7 +135,7 @@ class Ticket:
         function = target.function
         if self._candidate.is_batch:
             self._admission.batch_gate.admit(target)
-        ready = able(target, view.ready(target.base.id, target.revision))
+        ready = able(target, view.ready(target.base.id, target.revision), self._load)
         instance = choose(ready, self._load, self._candidate.affinity, function.target_concurrency)
         if instance is not None:
             self._tracked = self._admission.in_flight.track(target.base.id, instance.id, target.share)
