@@ -26,7 +26,7 @@ from cortex.router.status.live import Live, TooManyWatchers
 from cortex.router.status.page import picture
 from cortex.router.status.plans import card
 from cortex.router.status.render import HEADERS, page, render
-from cortex.router.status.usage import GROUPS, SPANS, Group, Span, UsagePage, usage_page
+from cortex.router.status.usage import GROUPS, SPANS, Group, Span, usage_page
 
 Http = Request[Any, Any, Any]
 
@@ -56,7 +56,7 @@ def routes(
         return Response(packed, media_type="text/html", headers=headers)
 
     @get("/status/usage", exception_handlers={NoKey: _to_login, NotAllowed: _to_login}, **READ)
-    async def used(request: Http, by: Group = "key", span: Span = "week") -> Response[Any]:
+    async def show_usage(request: Http, by: Group = "key", span: Span = "week") -> Response[Any]:
         """Show what requests used. A thread renders it, because a year has many rows."""
         if login.ends_in_slash(request):
             return Redirect("../usage")
@@ -65,7 +65,13 @@ def routes(
             names, rows = await usage.names(), await usage.read(now - SPANS[span], now, now)
         except RecordUnavailable as error:
             raise RecordIsAway(str(error), retry_after=5) from None
-        return _html(await asyncio.to_thread(lambda: _usage(usage_page(rows, by, span, now, names))))
+        return _html(
+            await asyncio.to_thread(
+                lambda: render(
+                    "usage.html", it=usage_page(rows, by, span, now, names), groups=GROUPS, spans=tuple(SPANS)
+                )
+            )
+        )
 
     @get("/status/live", **READ)
     async def live_events() -> Stream:
@@ -124,7 +130,7 @@ def routes(
         headers = {**HEADERS, "cache-control": "public, max-age=31536000, immutable"}
         return Response(file.body, media_type=file.media_type, headers=headers)
 
-    return [status, used, live_events, function, host, log, plan, static_file]
+    return [status, show_usage, live_events, function, host, log, plan, static_file]
 
 
 def may_act(request: Http) -> bool:
@@ -132,13 +138,9 @@ def may_act(request: Http) -> bool:
     return caller(request).may(Right.ADMIN)
 
 
-def _usage(content: UsagePage) -> str:
-    return render("usage.html", it=content, groups=GROUPS, spans=tuple(SPANS))
-
-
-def _to_login(*_: object) -> Response[Any]:
+def _to_login(request: Http, _: Exception) -> Response[Any]:
     """Redirect an unauthorized browser from a page below `/status` to the login form."""
-    return Redirect("../status/login", status_code=303)
+    return Redirect("../login" if login.ends_in_slash(request) else "login", status_code=303)
 
 
 def _html(text: str) -> Response[str]:
