@@ -8,7 +8,8 @@ serves the request.
 import asyncio
 import enum
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NoReturn, cast
 
 from msgspec.structs import replace
@@ -316,27 +317,27 @@ class Exchange:
 
     async def _wait_for_start(self, ticket: Ticket) -> Instance:
         """Wait for an instance, and count the time."""
-        request_record, began = self.request_record, time.monotonic()
-        request_record.cold, request_record.phase = True, "waiting"
-        try:
+        self.request_record.cold = True
+        with self._waiting():
             return await ticket.wait_for_start(self._start_s)
-        finally:
-            waited_s = time.monotonic() - began
-            self._start_s += waited_s
-            request_record.queued_s += waited_s
 
     async def _wait_for_adapter(self, instance: Instance) -> bool:
         """Wait until an instance has the function's adapter, and count the time as that of a start; False: the instance
         has left."""
-        request_record, began = self.request_record, time.monotonic()
-        request_record.phase = "waiting"
         left_s = self.target.function.start_timeout_s - self._start_s
-        try:
+        with self._waiting():
             return await self._exchanges.adapters.wait(self.target, instance, left_s)
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Count the time as one of the start timeout and of the queue."""
+        began, self.request_record.phase = time.monotonic(), "waiting"
+        try:
+            yield
         finally:
             waited_s = time.monotonic() - began
             self._start_s += waited_s
-            request_record.queued_s += waited_s
+            self.request_record.queued_s += waited_s
 
     async def look_up(self) -> None:
         """Look the name up again, and read the request for what it stands for now.
