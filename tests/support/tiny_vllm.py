@@ -13,6 +13,7 @@ from pathlib import Path
 
 TEXT = "the quick brown fox jumps over the lazy dog and the ship sails to the harbour at night"
 TEMPLATE = (
+    "{% if tools %}<|system|>{% for tool in tools %}{{ tool['function']['name'] }}{% endfor %}</s>{% endif %}"
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] or '' }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
