@@ -140,7 +140,7 @@ def may_act(request: Http) -> bool:
 
 def _to_login(request: Http, _: Exception) -> Response[Any]:
     """Redirect an unauthorized browser from a page below `/status` to the login form."""
-    return Redirect("../login" if login.ends_in_slash(request) else "login", status_code=303)
+    return Redirect("../login" if login.ends_in_slash(request) else "../status/login", status_code=303)
 
 
 def _html(text: str) -> Response[str]:
