@@ -20,12 +20,14 @@ READ_S = 10.0
 """Time limit for reading the files."""
 
 
-def check(cert: str, key: str) -> None:
-    """Raise SettingsError unless a certificate and its key belong together."""
+def load(cert: str, key: str) -> ssl.SSLContext:
+    """Return a server's context with a certificate and its key. Raises SettingsError unless they belong together."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(Path(cert).expanduser(), Path(key).expanduser())
+        context.load_cert_chain(Path(cert).expanduser(), Path(key).expanduser())
     except (OSError, ssl.SSLError, ValueError) as error:
         raise SettingsError(f"the certificate {cert} with the key {key} cannot be used: {error}") from None
+    return context
 
 
 def with_reload(app: Any, context: ssl.SSLContext, cert: str, key: str) -> Any:
@@ -45,25 +47,30 @@ def with_reload(app: Any, context: ssl.SSLContext, cert: str, key: str) -> Any:
 
 
 async def follow(context: ssl.SSLContext, cert: str, key: str, *, pause: Callable[[], Any] | None = None) -> None:
-    """Load a renewed certificate into a context, until cancelled. An invalid pair leaves the old one active."""
+    """Give new connections of a context the renewed certificate, until cancelled.
+
+    An invalid pair leaves the old one active. A renewed pair gets a context of its own: a context that handshakes use
+    has no key between the load of its certificate and the load of its key.
+    """
     calls, loaded = BlockingCalls(READ_S, hint="is its mount hung?"), _marks(cert, key)
-
-    def load() -> None:
-        check(cert, key)  # a half-renewed pair must not break the context
-        context.load_cert_chain(cert, key)
-
     while True:
         await (pause() if pause else asyncio.sleep(LOOK_S))
         try:
             marks = await calls.look(cert, "mark", partial(_marks, cert, key))
             if marks == loaded:
                 continue
-            await calls.look(cert, "load", load)
+            renewed = await calls.look(cert, "load", partial(load, cert, key))
         except (SettingsError, OSError, ssl.SSLError) as error:
             log.warning("certificate_rejected", why=str(error))
             continue
         loaded = marks
+        # OpenSSL calls this for each handshake, with or without a server name.
+        context.sni_callback = partial(_switch, renewed)
         log.info("certificate_loaded", path=cert)
+
+
+def _switch(renewed: ssl.SSLContext, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+    connection.context = renewed
 
 
 def _marks(*paths: str) -> tuple[tuple[int, int, int], ...]:

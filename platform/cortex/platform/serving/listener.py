@@ -14,7 +14,7 @@ from typing import Any
 import uvicorn
 
 from cortex.platform.serving import address
-from cortex.platform.serving.certificates import check, with_reload
+from cortex.platform.serving.certificates import load, with_reload
 from cortex.platform.serving.connections import MAX_CONNECTIONS, MAX_CONNECTIONS_PER_PEER, Connections
 from cortex.platform.serving.http_limits import HEAD_S, LimitedProtocol
 from cortex.platform.serving.http_methods import with_head
@@ -72,7 +72,7 @@ def config(
     if bool(cert) != bool(key):
         raise SettingsError("only one of tls_cert and tls_key is set: set both")
     if cert:
-        check(cert, key)
+        load(cert, key)
         rest |= {"ssl_certfile": str(Path(cert).expanduser()), "ssl_keyfile": str(Path(key).expanduser())}
     listener = Listener(
         app,
