@@ -94,6 +94,7 @@ def test_a_forged_job_runs_no_code(hardened: Hardened) -> None:
     with redis.Redis.from_url(hardened.record.admin_url) as client:
         for name, data in jobs.items():
             written = {"data": data, "origin": "cortex-a", "status": "queued", "created_at": "2026-01-01T00:00:00Z"}
+            written["meta"] = json.dumps({"explicit": True})  # the agent cancels others, for which no function waits
             callbacks = {f"{c}_callback_name": "os.system" for c in ("success", "failure", "stopped")}
             client.hset(f"rq:job:cortex-a-{name}", mapping={**written, **callbacks})
             client.rpush("rq:queue:cortex-a", f"cortex-a-{name}")
