@@ -11,6 +11,9 @@ import pytest
 
 from cortex.platform import settings_file
 
+# The machine's files are rendered once.
+pytestmark = pytest.mark.xdist_group("units")
+
 ANALYZE, NFT = shutil.which("systemd-analyze"), shutil.which("nft", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 MOST_EXPOSED = {
     "cortex-router.service": 1.7,

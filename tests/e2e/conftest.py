@@ -15,12 +15,21 @@ from tests.support.fleet import Fleet
 from tests.support.histogram import write_histogram
 from tests.support.stack import Stack, free_port, own_redis
 
+FOLDER = Path(__file__).parent
 FAKE = [sys.executable, "-m", "cortex.platform.fake_engine", "--model={model}", "--host={host}", "--port={port}"]
 SECRETS = {"HF_TOKEN": "hf_not_for_workers", "AWS_SECRET_ACCESS_KEY": "not-for-workers"}
 """In the environment of everything `cortex up` starts."""
 ALPHA = "Alpha alder. Alpha acorn. Amber alder."
 BRAVO = "Bravo birch. Bravo bramble. Brown birch."
 WORDS = "A red boat lies still. The keeper lights a lamp at night. Fish swim under the pier. Bread is baked at dawn."
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests of a module in one process, so its fixtures are set up once."""
+    for item in items:
+        if item.path.is_relative_to(FOLDER) and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")

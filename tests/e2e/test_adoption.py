@@ -130,6 +130,7 @@ def test_a_worker_missing_from_the_state_file_is_killed(fleet: Fleet) -> None:
     assert fleet.chat("fake/quick").status_code == 200
 
 
+@pytest.mark.long
 def test_a_second_agent_with_the_same_state_directory_does_not_start(fleet: Fleet) -> None:
     first = fleet.processes["a"]
 

@@ -299,6 +299,7 @@ def test_a_function_starts_where_its_weights_are_and_only_there(fleet: Fleet) ->
     assert fleet.spawned() == spawned + 1
 
 
+@pytest.mark.long
 def test_a_minimum_is_started_without_a_request(fleet: Fleet) -> None:
     declared, spawned = fleet.models.read_text(), fleet.spawned()
     fleet.models.write_text(declared + fake("f/always", min=1, vram_mb=100))

@@ -281,6 +281,7 @@ def test_the_command_line_names_the_line_that_is_no_request(stack: Stack, tmp_pa
     assert "line 2" in submitted.stderr
 
 
+@pytest.mark.long
 def test_each_line_has_one_result_through_the_deaths_of_all_processes(stack: Stack) -> None:
     _kill_all_amid(stack, 300)
 

@@ -122,15 +122,13 @@ def test_lists_are_json_with_stable_names(stack: Stack) -> None:
 
 
 def test_the_doctor_lists_problems_with_their_fix(stack: Stack) -> None:
-    def levels() -> dict[str, str]:
-        findings = {f["about"]: f["level"] for f in json.loads(stack.cli("doctor", "--json").stdout)}
-        return {about: findings[about] for about in ("router", "redis", "agent here", "fleet token")}
-
-    # An agent that takes more than three seconds to answer, as on a busy machine, is a warning.
-    eventually(lambda: set(levels().values()) == {"ok"}, within_s=60, what="the doctor to find no fault")
+    findings = {f["about"]: f["level"] for f in json.loads(stack.cli("doctor", "--json").stdout)}
     away = dict(stack.env, CORTEX_URL="http://127.0.0.1:9", CORTEX_REDIS_URL="redis://127.0.0.1:9")
     lost = subprocess.run([*CORTEX, "doctor"], env=away, capture_output=True, text=True, timeout=60, check=False)
 
+    assert {findings[about] for about in ("router", "redis", "fleet token")} == {"ok"}
+    # An agent that takes more than three seconds to answer, as on a busy machine, is a warning.
+    assert findings["agent here"] in ("ok", "warning")
     assert lost.returncode == 1
     assert "no router answers at http://127.0.0.1:9" in lost.stdout
     assert "Start it, or correct `[redis] url`." in lost.stdout

@@ -84,6 +84,7 @@ def test_a_request_for_a_frozen_worker_restores_it(fleet: Fleet) -> None:
     assert (current.pid, current.path, fleet.spawned()) == (pid, "freeze", 1)
 
 
+@pytest.mark.long
 def test_the_next_agent_restores_a_worker_that_an_earlier_one_froze(fleet: Fleet) -> None:
     pid = freeze(fleet)
     eventually(lambda: is_in(fleet, State.FROZEN), within_s=60, what="the worker to be frozen")
@@ -97,6 +98,7 @@ def test_the_next_agent_restores_a_worker_that_an_earlier_one_froze(fleet: Fleet
     assert (current.pid, fleet.spawned()) == (pid, 1)
 
 
+@pytest.mark.long
 def test_a_freeze_ends_although_its_agent_is_killed(fleet: Fleet, card: Card) -> None:
     card.fault("checkpoint", "wait")
     pid = freeze(fleet)
@@ -115,6 +117,7 @@ def test_a_freeze_ends_although_its_agent_is_killed(fleet: Fleet, card: Card) ->
     assert (current.pid, fleet.spawned()) == (pid, 1)
 
 
+@pytest.mark.long
 def test_a_restore_ends_although_its_agent_is_killed(fleet: Fleet, card: Card) -> None:
     pid = freeze(fleet)
     eventually(lambda: is_in(fleet, State.FROZEN), within_s=60, what="the worker to be frozen")
@@ -150,6 +153,7 @@ def test_a_worker_whose_freeze_fails_stops_and_is_not_frozen_again(fleet: Fleet,
     assert [c.split()[0] for c in card.calls()].count("checkpoint") == 1
 
 
+@pytest.mark.long
 def test_a_frozen_worker_leaves_nothing_when_it_is_cooled(fleet: Fleet) -> None:
     freeze(fleet)
     eventually(lambda: is_in(fleet, State.FROZEN), within_s=60, what="the worker to be frozen")
@@ -160,6 +164,7 @@ def test_a_frozen_worker_leaves_nothing_when_it_is_cooled(fleet: Fleet) -> None:
     assert fleet.workers() == []
 
 
+@pytest.mark.long
 def test_a_frozen_worker_that_is_killed_from_outside_leaves_the_record_without_a_request(fleet: Fleet) -> None:
     pid = freeze(fleet)
     eventually(lambda: is_in(fleet, State.FROZEN), within_s=60, what="the worker to be frozen")

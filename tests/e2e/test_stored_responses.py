@@ -230,6 +230,7 @@ def test_a_failure_in_the_background_is_the_responses_own(keyed: Keyed) -> None:
     assert eventually(failed, what="the response to fail").error.message
 
 
+@pytest.mark.long
 def test_a_key_at_its_limit_of_responses_in_the_background_is_refused(keyed: Keyed) -> None:
     begun: list[str] = []
     with pytest.raises(openai.RateLimitError, match="in the background"):
@@ -292,6 +293,7 @@ def test_a_response_whose_router_died_has_failed(tmp_path: Path) -> None:
         assert "died" in response.error.message
 
 
+@pytest.mark.long
 def test_without_the_setting_and_without_a_key_nothing_is_stored(tmp_path: Path) -> None:
     (tmp_path / "off").mkdir()
     off = Stack(tmp_path / "off", fake("m", "--answer", "a"))

@@ -113,6 +113,7 @@ def test_a_tool_loop_of_the_openai_sdk_is_never_continued_by_the_substitute(
     assert "x-cortex-substitute" not in second.headers
 
 
+@pytest.mark.long
 def test_a_tool_loop_of_anthropics_sdk_is_never_continued_by_the_substitute(
     stack: Stack, question: dict[str, Any]
 ) -> None:
@@ -131,6 +132,7 @@ def test_a_tool_loop_of_anthropics_sdk_is_never_continued_by_the_substitute(
     assert "x-cortex-substitute" not in second.headers
 
 
+@pytest.mark.long
 def test_a_function_that_is_expected_within_the_time_is_waited_for(stack: Stack, question: dict[str, Any]) -> None:
     unknown = ask(stack, question, model="brief")
     stack.until("quick", "ready")

@@ -122,6 +122,7 @@ def key(fleet: Fleet, instance: Instance) -> dict[str, str]:
     return {"Authorization": f"Bearer {fleet.worker_key(instance.id)}"}
 
 
+@pytest.mark.long
 def test_functions_that_do_not_fit_together_swap_by_sleep(fleet: Fleet) -> None:
     before = fleet.spawned()
     first = {name: served(fleet, name) for name in ("f", "g")}
@@ -144,6 +145,7 @@ def test_an_idle_worker_sleeps_until_a_request_wakes_it(fleet: Fleet) -> None:
     assert again == ("sleep", pid)
 
 
+@pytest.mark.long
 def test_the_command_line_parks_shows_and_stops(fleet: Fleet) -> None:
     served(fleet, "f")
     park(fleet, "f")
@@ -177,6 +179,7 @@ def test_a_request_during_the_parking_is_answered_after_it(fleet: Fleet) -> None
 
 
 @pytest.mark.parametrize("function", ["sleep-refused", "sleep-kills"])
+@pytest.mark.long
 def test_a_worker_that_cannot_sleep_stops_and_is_not_parked_again(fleet: Fleet, function: str) -> None:
     _, pid = served(fleet, function)
     park(fleet, function)
@@ -193,6 +196,7 @@ def test_a_worker_that_cannot_sleep_stops_and_is_not_parked_again(fleet: Fleet, 
     assert f"by sleep on a: {reasons[Tier.SLEEP]}" in fleet.cli("fn", "show", function).stdout
 
 
+@pytest.mark.long
 def test_a_victim_that_hangs_when_it_is_to_sleep_holds_another_up_for_seconds(fleet: Fleet) -> None:
     """It slept before, so what that took is known: it is stopped after a few seconds more, not after a minute."""
     _, pid = served(fleet, "f")
@@ -263,6 +267,7 @@ def test_a_sleeper_that_is_killed_is_replaced_by_the_next_request(fleet: Fleet) 
     assert (start, other != pid) == ("cold", True)
 
 
+@pytest.mark.long
 def test_without_ram_for_two_the_sleeper_used_longest_ago_stops(little_ram: Fleet) -> None:
     served(little_ram, "f")
     served(little_ram, "g")

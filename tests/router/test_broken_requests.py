@@ -11,7 +11,7 @@ from tests.support.broken import KEY, WORDS
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("form", ["json", "console"])
+@pytest.mark.parametrize("form", ["json", pytest.param("console", marks=pytest.mark.long)])
 def test_an_internal_error_logs_its_location_without_the_requests_content(form: str) -> None:
     argv = [sys.executable, "-W", "ignore", "-m", "tests.support.broken", form]
 

@@ -19,6 +19,7 @@ def stalls(size_mb: int, *shapes: str) -> dict[str, dict[str, float]]:
     return measured
 
 
+@pytest.mark.long
 def test_large_bodies_do_not_block_the_event_loop() -> None:
     for shape in stalls(16, "tools without anything", "parts of a megabyte").values():
         assert max(shape["chat"], shape["messages"]) < FLOOR_S + 2 * shape["decoding"]

@@ -504,4 +504,4 @@ class Agent(RuleBasedStateMachine):
 
 
 TestScheduler = Agent.TestCase
-TestScheduler.settings = settings(max_examples=60, stateful_step_count=50)
+TestScheduler.settings = settings(stateful_step_count=50)
