@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from litestar import Litestar, get
+from litestar.types import ControllerRouterHandler
 
 from cortex.functions.capabilities import Cost
 from cortex.platform import clock
@@ -108,182 +109,225 @@ COLLECT_AFTER = 10_000
 
 def create_app(settings: Settings) -> Dispatcher:
     """Build one router worker. Raises CatalogueError or OSError if the catalogue is invalid."""
-    gateway, id = settings.gateway, f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-    # the record, the catalogue, and who may do what
-    token = FleetToken(Path(settings.token_file).expanduser())
-    registry = Registry.of(settings, token)
-    key_ring = KeyRing(registry, local_key(settings.local_key_file))
-    sessions = Sessions(registry, key_ring, lambda: token.current)
-    catalogue = LiveCatalogue(
-        Path(settings.models_config), pretend=settings.pretend, admits_forbidden=gateway.admit_forbidden
-    )
-    view, in_flight = FleetView(registry, id), InFlight(id)
-    catalogue.on_change = view.wake
+    return _RouterWorker(settings).application()
 
-    def keys_of(instance: Instance) -> list[str]:
-        return token.worker_keys(view.key_hosts(instance), instance.id)
 
-    # starts
-    agents, probe, decision_log = Agents(token, settings.ca_file), Probe(keys_of), DecisionLog(id)
-    proposer = Proposer(view, agents, in_flight, decision_log)
-    activator = Activator(view, registry, proposer, in_flight, catalogue, probe)
-    # requests, and what is counted of them
-    request_metrics, traffic, tracer = RequestMetrics(view, in_flight), Traffic(), tracing(settings)
-    faults = Faults(request_metrics.count_fault)
-    usage_record = UsageRecord(registry, id)
+class _RouterWorker:
+    """The parts of a router worker, in the order in which they use each other."""
 
-    def cost_of(function: str) -> Cost:
-        target = catalogue.get(function)
+    def __init__(self, settings: Settings) -> None:
+        gateway, id = settings.gateway, f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.gateway = gateway
+        # the record, the catalogue, and who may do what
+        self.token = FleetToken(Path(settings.token_file).expanduser())
+        self.registry = Registry.of(settings, self.token)
+        self.key_ring = KeyRing(self.registry, local_key(settings.local_key_file))
+        self.sessions = Sessions(self.registry, self.key_ring, lambda: self.token.current)
+        self.guard = AuthGuard(self.key_ring, self.sessions, gateway, lambda: self.token.all)
+        self.catalogue = LiveCatalogue(
+            Path(settings.models_config), pretend=settings.pretend, admits_forbidden=gateway.admit_forbidden
+        )
+        self.view, self.in_flight = FleetView(self.registry, id), InFlight(id)
+        self.catalogue.on_change = self.view.wake
+        # starts
+        self.agents, self.probe = Agents(self.token, settings.ca_file), Probe(self._keys_of)
+        self.decision_log = DecisionLog(id)
+        self.proposer = Proposer(self.view, self.agents, self.in_flight, self.decision_log)
+        self.activator = Activator(self.view, self.registry, self.proposer, self.in_flight, self.catalogue, self.probe)
+        # what is counted of requests
+        self.request_metrics, self.traffic = RequestMetrics(self.view, self.in_flight), Traffic()
+        self.rejections, self.tracer = Rejections(self.request_metrics), tracing(settings)
+        self.faults = Faults(self.request_metrics.count_fault)
+        self.usage_record = UsageRecord(self.registry, id)
+        self.device_uses = DeviceUses(
+            id,
+            lambda: self.view.fleet.hosts.values(),
+            lambda: self.request_records.live(),
+            self.request_metrics.count_device_use,
+        )
+        self.usage_counts = UsageCounts(self.usage_record, self._cost_of, self.key_ring.names, self.device_uses.take)
+        self.request_records = RequestRecords(
+            [
+                each(self.request_metrics.count),
+                each(lambda request_record: self.traffic.add(request_record, time.time())),
+                request_log.note,
+                self.usage_counts.add,
+                self.device_uses.finished,
+                each(self.decision_log.note_request),
+                each(self.tracer.finish),
+            ],
+            self.faults,
+        )
+        # requests
+        self.deaths = Deaths(self.view, self.probe, self.registry, self.decision_log, id)
+        self.upstream, self.images = Upstream(self._keys_of, self.view.unsure), RemoteImages()
+        self.intake = Intake(gateway.max_body_mb * 1024 * 1024)
+        self.stored = StoredResponses(
+            ResponseRecord(self.registry, gateway.responses_ttl_s, gateway.responses_mb * 1024 * 1024), self.intake
+        )
+        self.admission = Admission(self.view, self.activator, self.in_flight, gateway.batch_quiet_s)
+        self.history, self.adapters = History(self.registry), AdapterLoads(self.view, self.agents)
+        self.exchanges = Exchanges(
+            self.view,
+            self.catalogue,
+            self.admission,
+            self.upstream,
+            self.deaths,
+            self.request_records,
+            self.tracer,
+            Substitutes(self.history),
+            self.adapters,
+        )
+        self.budgets = Budgets(self.usage_record, self.key_ring.holders)
+        self.rate_limiter = RateLimiter(Quota(self.registry), self.view, self.budgets)
+        # what operators see and do
+        self.trail = AuditTrail(self.registry)
+        self.audit_log = AuditLog(self.trail)
+        self.peers = Peers(self.registry, self.view, self.request_records, self.traffic)
+        self.folder, self.folder_calls = Folder.of(gateway), FolderCalls()
+        self.sources = Sources(
+            self.catalogue,
+            self.view,
+            self.in_flight,
+            self.registry,
+            self.agents,
+            self.history,
+            self.peers,
+            strategy=settings.eviction.strategy,
+            batches=lambda most: self.folder_calls.call(self.folder.newest, most),
+            low_budgets=self.budgets.low,
+        )
+        self.planner = Planner(self.catalogue, self.sources, self.proposer)
+        self.worker_logs = WorkerLogs(self.catalogue, self.view, self.agents)
+        self.operations = Operations(
+            self.registry, self.view, self.catalogue, self.activator, self.agents, self.history
+        )
+        self.reporter = Reporter(
+            self.registry,
+            self.view,
+            self.in_flight,
+            self.deaths.open_requests,
+            self.catalogue,
+            self.device_uses.tokens,
+        )
+        self.counting = Counting(
+            self.registry, CountsFile(Path(gateway.metrics_dir)), self.request_metrics, self.decision_log
+        )
+
+    def _keys_of(self, instance: Instance) -> list[str]:
+        return self.token.worker_keys(self.view.key_hosts(instance), instance.id)
+
+    def _cost_of(self, function: str) -> Cost:
+        target = self.catalogue.get(function)
         return target.function.cost if target else Cost()
 
-    device_uses = DeviceUses(
-        id, lambda: view.fleet.hosts.values(), lambda: request_records.live(), request_metrics.count_device_use
-    )
-    usage_counts = UsageCounts(usage_record, cost_of, key_ring.names, device_uses.take)
-    request_records = RequestRecords(
-        [
-            each(request_metrics.count),
-            each(lambda request_record: traffic.add(request_record, time.time())),
-            request_log.note,
-            usage_counts.add,
-            device_uses.finished,
-            each(decision_log.note_request),
-            each(tracer.finish),
-        ],
-        faults,
-    )
-    deaths = Deaths(view, probe, registry, decision_log, id)
-    upstream, images, intake = (
-        Upstream(keys_of, view.unsure),
-        RemoteImages(),
-        Intake(gateway.max_body_mb * 1024 * 1024),
-    )
-    stored = StoredResponses(
-        ResponseRecord(registry, gateway.responses_ttl_s, gateway.responses_mb * 1024 * 1024), intake
-    )
-    admission = Admission(view, activator, in_flight, gateway.batch_quiet_s)
-    history = History(registry)
-    substitutes = Substitutes(history)
-    adapters = AdapterLoads(view, agents)
-    exchanges = Exchanges(view, catalogue, admission, upstream, deaths, request_records, tracer, substitutes, adapters)
-    budgets = Budgets(usage_record, key_ring.holders)
-    rate_limiter = RateLimiter(Quota(registry), view, budgets)
-    guard = AuthGuard(key_ring, sessions, gateway, lambda: token.all)
-    rejections = Rejections(request_metrics)
-    # beside requests
-    trail = AuditTrail(registry)
-    audit_log = AuditLog(trail)
-    peers = Peers(registry, view, request_records, traffic)
-    folder, folder_calls = Folder.of(gateway), FolderCalls()
-    sources = Sources(
-        catalogue,
-        view,
-        in_flight,
-        registry,
-        agents,
-        history,
-        peers,
-        strategy=settings.eviction.strategy,
-        batches=lambda most: folder_calls.call(folder.newest, most),
-        low_budgets=budgets.low,
-    )
-    planner, worker_logs = Planner(catalogue, sources, proposer), WorkerLogs(catalogue, view, agents)
-    operations = Operations(registry, view, catalogue, activator, agents, history)
-    reporter = Reporter(registry, view, in_flight, deaths.open_requests, catalogue, device_uses.tokens)
-    counting = Counting(registry, CountsFile(Path(gateway.metrics_dir)), request_metrics, decision_log)
-    loops: dict[str, Callable[[], Awaitable[None]]] = {
-        "api keys": key_ring.follow,
-        "limits": rate_limiter.renew,
-        "budgets": budgets.run,
-        "record": view.follow,
-        "catalogue": catalogue.follow,
-        "report": reporter.run,
-        "sweep": Sweeper(registry, view, catalogue, agents, activator, faults).run,
-        "silent hosts": lambda: probe_silent_hosts(view, probe),
-        "counts": counting.run,
-        "audit": audit_log.run,
-        "usage": usage_counts.run,
-        "batches": admission.batch_gate.watch,
-        "starts for batches": admission.batch_gate.start,
-        "files": FileSweeper(folder, folder_calls, gateway.batch_ttl_s).run,
-    }
+    def application(self) -> Dispatcher:
+        """Return the application: the routes of inference before the framework, all others in it."""
+        gateway, created = self.gateway, int(time.time())
+        ollama_models = ollama.Models(self.catalogue, self.view, self.sources, created)
+        uploads = Uploads(gateway.max_upload_mb * 1024 * 1024, self.intake.memory)
+        entrance = Entrance(self.exchanges, self.intake, uploads, self.rate_limiter)
+        reading = Reading(entrance, self.images, CacheSalts(self.key_ring, self.token))
+        table = inference.routes(reading, self.stored) | media.routes(reading)
+        table |= ollama.handlers(ollama_models, self.intake)
+        rest = Litestar(
+            self._routes(ollama_models, created),
+            guards=[self.guard.guard],
+            lifespan=[self._run],
+            exception_handlers=self.rejections.handlers,
+            request_max_body_size=gateway.max_body_mb * 1024 * 1024,
+            openapi_config=None,
+            logging_config=None,
+        )
+        origins = CrossOrigin(gateway.cors_origins)
+        return Dispatcher(table, rest, self.guard, self.rejections, origins, self.audit_log, gateway.root_path)
+
+    def _routes(self, ollama_models: ollama.Models, created: int) -> list[ControllerRouterHandler]:
+        catalogue, view, gateway = self.catalogue, self.view, self.gateway
+        folder, folder_calls = self.folder, self.folder_calls
+
+        @get("/health", opt={"needs": "nothing"})
+        async def health() -> Health:
+            """Report whether the router can serve requests, and its problems."""
+            return health_report(view, catalogue, self.registry, self.faults, clock.now())
+
+        @get("/", opt={"needs": "nothing"})
+        async def root() -> dict[str, str]:
+            """Name the service and its entry points."""
+            paths = {"models": "/v1/models", "health": "/health", "status": "/status"}
+            return {"name": "cortex"} | {name: gateway.root_path + path for name, path in paths.items()}
+
+        return [
+            *models.routes(catalogue, view, created),
+            *ollama.routes(ollama_models),
+            *engine.routes(catalogue, view, self.upstream),
+            health,
+            root,
+            *admin.routes(catalogue, self.sources, self.planner, self.operations, self.decision_log),
+            *responses.routes(self.stored),
+            *requests.routes(catalogue, self.peers, self.decision_log),
+            *login.routes(self.key_ring, self.sessions, gateway.root_path),
+            *status.routes(catalogue, self.sources, self.planner, self.worker_logs, self.usage_record),
+            *keys.routes(self.registry, self.key_ring),
+            *decisions.routes(self.registry, view, catalogue, self.agents),
+            *audit.routes(self.trail),
+            *usage.routes(self.usage_record),
+            *files.routes(folder, folder_calls, gateway),
+            *batches.routes(folder, folder_calls, gateway),
+            *message_batches.routes(folder, folder_calls, gateway),
+            *instances.routes(self.sources, self.worker_logs),
+            *weights.routes(catalogue, view, self.agents),
+        ]
+
+    def _loops(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        """Return what runs in the background, by the name that a fault of it is counted under."""
+        sweeper = Sweeper(self.registry, self.view, self.catalogue, self.agents, self.activator, self.faults)
+        return {
+            "api keys": self.key_ring.follow,
+            "limits": self.rate_limiter.renew,
+            "budgets": self.budgets.run,
+            "record": self.view.follow,
+            "catalogue": self.catalogue.follow,
+            "report": self.reporter.run,
+            "sweep": sweeper.run,
+            "silent hosts": lambda: probe_silent_hosts(self.view, self.probe),
+            "counts": self.counting.run,
+            "audit": self.audit_log.run,
+            "usage": self.usage_counts.run,
+            "batches": self.admission.batch_gate.watch,
+            "starts for batches": self.admission.batch_gate.start,
+            "files": FileSweeper(self.folder, self.folder_calls, self.gateway.batch_ttl_s).run,
+        }
 
     @asynccontextmanager
-    async def run(_: Litestar) -> AsyncIterator[None]:
+    async def _run(self, _: Litestar) -> AsyncIterator[None]:
+        """Read the record, run the loops until the server stops, then write what is left and close the parts."""
         NameLookups().install(asyncio.get_running_loop())
         with contextlib.suppress(RecordUnavailable):
-            await key_ring.refresh()
-            await view.refresh()
-            await reporter.report()
-        tasks = [asyncio.create_task(faults.run(name, loop)) for name, loop in loops.items()]
+            await self.key_ring.refresh()
+            await self.view.refresh()
+            await self.reporter.report()
+        tasks = [asyncio.create_task(self.faults.run(name, loop)) for name, loop in self._loops().items()]
         _settle_memory()
         systemd.notify("READY=1")
         try:
             yield
         finally:
             await cancelled(tasks)
-            for part in (stored, activator, adapters, peers, deaths):
+            for part in (self.stored, self.activator, self.adapters, self.peers, self.deaths):
                 await part.close()
             with contextlib.suppress(RecordUnavailable):
-                await reporter.sign_off()
-            request_records.settle()
-            await counting.write()
-            await audit_log.write()
-            await usage_counts.write()
-            await asyncio.to_thread(tracer.close)
-            for client in (agents, upstream, probe, images):
+                await self.reporter.sign_off()
+            self.request_records.settle()
+            await self.counting.write()
+            await self.audit_log.write()
+            await self.usage_counts.write()
+            await asyncio.to_thread(self.tracer.close)
+            for client in (self.agents, self.upstream, self.probe, self.images):
                 await client.close()
-            intake.close()
-            folder_calls.close()
-            await registry.close()
-
-    @get("/health", opt={"needs": "nothing"})
-    async def health() -> Health:
-        """Report whether the router can serve requests, and its problems."""
-        return health_report(view, catalogue, registry, faults, clock.now())
-
-    @get("/", opt={"needs": "nothing"})
-    async def root() -> dict[str, str]:
-        """Name the service and its entry points."""
-        paths = {"models": "/v1/models", "health": "/health", "status": "/status"}
-        return {"name": "cortex"} | {name: gateway.root_path + path for name, path in paths.items()}
-
-    created = int(time.time())
-    ollama_models = ollama.Models(catalogue, view, sources, created)
-    rest = Litestar(
-        [
-            *models.routes(catalogue, view, created),
-            *ollama.routes(ollama_models),
-            *engine.routes(catalogue, view, upstream),
-            health,
-            root,
-            *admin.routes(catalogue, sources, planner, operations, decision_log),
-            *responses.routes(stored),
-            *requests.routes(catalogue, peers, decision_log),
-            *login.routes(key_ring, sessions, gateway.root_path),
-            *status.routes(catalogue, sources, planner, worker_logs, usage_record),
-            *keys.routes(registry, key_ring),
-            *decisions.routes(registry, view, catalogue, agents),
-            *audit.routes(trail),
-            *usage.routes(usage_record),
-            *files.routes(folder, folder_calls, gateway),
-            *batches.routes(folder, folder_calls, gateway),
-            *message_batches.routes(folder, folder_calls, gateway),
-            *instances.routes(sources, worker_logs),
-            *weights.routes(catalogue, view, agents),
-        ],
-        guards=[guard.guard],
-        lifespan=[run],
-        exception_handlers=rejections.handlers,
-        request_max_body_size=gateway.max_body_mb * 1024 * 1024,
-        openapi_config=None,
-        logging_config=None,
-    )  # fmt: skip
-    entrance = Entrance(exchanges, intake, Uploads(gateway.max_upload_mb * 1024 * 1024, intake.memory), rate_limiter)
-    reading = Reading(entrance, images, CacheSalts(key_ring, token))
-    table = inference.routes(reading, stored) | media.routes(reading)
-    table |= ollama.handlers(ollama_models, intake)
-    return Dispatcher(table, rest, guard, rejections, CrossOrigin(gateway.cors_origins), audit_log, gateway.root_path)
+            self.intake.close()
+            self.folder_calls.close()
+            await self.registry.close()
 
 
 def _settle_memory() -> None:
