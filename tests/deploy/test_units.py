@@ -102,13 +102,13 @@ def test_nft_accepts_the_firewalls_rules(files: Path) -> None:
     assert run.returncode == 0, run.stderr
 
 
-def test_the_firewall_admits_routers_to_agents_and_workers_and_members_to_redis(files: Path) -> None:
+def test_the_firewall_admits_hosts_to_agents_routers_to_workers_and_members_to_redis(files: Path) -> None:
     rules = (files / "firewall.nft").read_text()
 
     opened = set(re.findall(r"ip6? saddr (\S+) tcp dport { (\S+) } accept", rules))
     closed = re.findall(r"tcp dport { (\S+) } reject", rules)
     assert opened == {
-        ("10.0.0.9", "13131"), ("10.0.0.10", "13131"),
+        *((f"10.0.0.{n}", "13131") for n in range(9, 13)),
         ("10.0.0.9", "20000-20999"), ("10.0.0.10", "20000-20999"),
         *((f"10.0.0.{n}", "6380") for n in range(9, 13)),
         ("0.0.0.0/0", "31313"), ("::/0", "31313"),

@@ -17,6 +17,7 @@ from cortex.platform.keys import (
     host_file,
     host_secrets,
     host_token,
+    neighbour_token,
     same,
     worker_key,
 )
@@ -40,6 +41,17 @@ def own_file(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_neighbours_token_opens_offers_at_this_address_only(fleet_file: Path, own_file: Path) -> None:
+    bearer = FleetToken(fleet_file).for_neighbours("a", ADDRESS)
+    own = HostToken.own(own_file, "a")
+
+    assert own.opens_offers(bearer, ADDRESS)
+    assert not own.opens(bearer, ADDRESS)
+    assert not own.opens_offers(bearer, "http://elsewhere:1")
+    assert not own.opens_offers(FleetToken(fleet_file).for_neighbours("b", ADDRESS), ADDRESS)
+    assert not own.opens_offers("", ADDRESS)
+
+
 def test_derivations_do_not_change_between_releases() -> None:
     # Routers and agents of two releases may share a fleet, and workers outlive an upgrade.
     own = host_token("token", "a")
@@ -47,16 +59,16 @@ def test_derivations_do_not_change_between_releases() -> None:
     assert own == "a4c9a1d9dde6fc2d21118cc3411ca11c3d28d659da13c048932028b3198a4a19"
     assert agent_token(own, ADDRESS) == "aa99d5e5608a7a8308a8852ed379435d4a7dd7571fcb9dd5f89fdead565824c2"
     assert worker_key(own, "one") == "afb7627a2c4fc915d5ebf29a8c97da4bcb03e49c6a04bcf7b9a0dd68a862eb32"
+    assert neighbour_token(own, ADDRESS) == "7ab304a40d2eb2f81e32cc2dc1da1644518d2d87c3a74626c5b9167690e593e3"
     assert fleet_mark("token") == "d7b77f22d444dd609a2be9f8d8798224d92220beb70e009844e6e69dcd2fde36"
 
 
 @given(st.lists(st.tuples(st.text(max_size=9), st.text(max_size=9), st.text(max_size=9)), min_size=2, unique=True))
 def test_no_two_fleets_hosts_or_instances_share_a_key(triples: list[tuple[str, str, str]]) -> None:
-    derived = {
-        derive(host_token(token, host), rest) for token, host, rest in triples for derive in (worker_key, agent_token)
-    }
+    derivations = (worker_key, agent_token, neighbour_token)
+    derived = {derive(host_token(token, host), rest) for token, host, rest in triples for derive in derivations}
 
-    assert len(derived) == 2 * len(triples)
+    assert len(derived) == len(derivations) * len(triples)
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["its own file", "the fleet's file"])

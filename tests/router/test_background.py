@@ -10,16 +10,19 @@ from typing import Any, cast
 
 import pytest
 import structlog
+from msgspec.structs import replace
 
 from cortex.functions.catalogue import Catalogue
 from cortex.platform import clock, log
+from cortex.platform.agent_messages import Neighbour, Neighbours
 from cortex.platform.cancel import cancelled
 from cortex.platform.faults import Faults
 from cortex.platform.fleet import Fleet
 from cortex.platform.in_flight import InFlight
-from cortex.platform.record import RouterReport
+from cortex.platform.record import HostRecord, RouterReport
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.settings import Log
+from cortex.router.activation.agents import AgentUnavailable
 from cortex.router.background import Reporter, Sweeper
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue
@@ -126,3 +129,33 @@ def test_a_traceback_on_the_console_shows_no_local_variables(monkeypatch: pytest
 
     assert prompt not in out.getvalue()
     assert "ValueError: wrong" in out.getvalue()
+
+
+async def test_agents_are_told_their_neighbours_when_they_change_and_again_after_a_failure() -> None:
+    fleet = Fleet(hosts={name: replace(a_host(), name=name) for name in ("a", "b")})
+    sent: list[tuple[str, tuple[str, ...]]] = []
+    away = {"b"}
+
+    class Receivers(SimpleNamespace):
+        """Agents, of which one is away at first."""
+
+        def neighbours_of(self, host: HostRecord, hosts: Iterable[HostRecord]) -> Neighbours:
+            others = (h for h in hosts if h.name != host.name)
+            return Neighbours(hosts=tuple(Neighbour(host=h.name, address=h.address, token="t") for h in others))
+
+        async def send_neighbours(self, host: HostRecord, neighbours: Neighbours) -> None:
+            if host.name in away:
+                raise AgentUnavailable("away")
+            sent.append((host.name, tuple(n.host for n in neighbours.hosts)))
+
+    nothing = cast(Any, None)
+    view = cast(FleetView, SimpleNamespace(fleet=fleet))
+    sweeper = Sweeper(nothing, view, nothing, cast(Any, Receivers()), nothing, nothing)
+
+    await sweeper.send_neighbours()
+    away.clear()
+    await sweeper.send_neighbours()
+    del fleet.hosts["a"]
+    await sweeper.send_neighbours()
+
+    assert sent == [("a", ("b",)), ("b", ("a",)), ("b", ())]

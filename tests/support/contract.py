@@ -23,6 +23,9 @@ from cortex.platform.agent_messages import (
     Ensure,
     EnsureAdapter,
     Fetching,
+    Neighbour,
+    Neighbours,
+    Offers,
     PlacementPlan,
     PlanRequest,
     Prefetch,
@@ -63,6 +66,8 @@ KINDS: dict[str, Any] = {
     "plan": PlanRequest,
     "cool": Cool,
     "heed": CatalogueUpdate,
+    "neighbours": Neighbours,
+    "offers": Offers,
     "answer to ensure: going": Accepted | Rejected,
     "answer to ensure: refused": Accepted | Rejected,
     "answer to plan": PlacementPlan | Rejected,
@@ -97,7 +102,8 @@ def spoken() -> dict[str, Any]:
                            start_mode=StartMode.FAST, tricks=("eager",), replaces="i0")  # fmt: skip
     in_line = InLine(function="org/other", since=1.5, priority=1, turn_at=9.5, closes=("i1",), devices=("GPU-1",),
                      start_s=2.5)  # fmt: skip
-    stored = Stored(name="org/model@main", kind="hub", size=10, path="/w", commit="c", at=1.5, functions=("org/model",))
+    stored = Stored(name="org/model@main", kind="hub", size=10, path="/w", commit="c", at=1.5, functions=("org/model",),
+                    origins={"": 4, "host-b": 6})  # fmt: skip
     weights = LocalWeights("/w", 10, adapters={"org/v": "/a"})
     held = Held(device="GPU-1", pid=9, command="python", memory_mb=100)
     return {
@@ -107,6 +113,8 @@ def spoken() -> dict[str, Any]:
         "plan": PlanRequest(function),
         "cool": Cool("org/model", at_once=True),
         "heed": CatalogueUpdate(Catalogue(functions={"org/model": function}, aliases={"small": "org/model"}), "digest"),
+        "neighbours": Neighbours(hosts=(Neighbour(host="host-b", address="http://10.0.0.3:13131", token="t"),)),
+        "offers": Offers(weights={"5f" * 32: 10}),
         "answer to ensure: going": Accepted("i1", State.STARTING),
         "answer to ensure: refused": Rejected("full", When.LATER, retry_at=9.5, short_by_mb=10, failure=failure,
                                              turn_in_s=4.5),

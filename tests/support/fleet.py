@@ -88,6 +88,10 @@ class Fleet:
         """Start a host's agent."""
         self._start(name, ["agent"], self._agent_env[name])
 
+    def start_jobs(self, name: str) -> None:
+        """Start a host's job worker."""
+        self._start(f"jobs-{name}", ["jobs"], self._agent_env[name])
+
     def start_router(self) -> None:
         """Start the router and wait until it answers."""
         argv = ["router", "--workers", str(self._workers)]

@@ -74,6 +74,27 @@ class CatalogueUpdate(Struct, frozen=True):
     digest: str
 
 
+class Neighbour(Struct, frozen=True, kw_only=True):
+    """Another host of the fleet, and the token for what its agent offers. The token is a secret."""
+
+    host: str
+    address: str
+    token: str
+
+
+class Neighbours(Struct, frozen=True, kw_only=True):
+    """The other hosts of the fleet, as a router knows them."""
+
+    hosts: tuple[Neighbour, ...] = ()
+
+
+class Offers(Struct, frozen=True, kw_only=True):
+    """What an agent offers to its neighbours."""
+
+    weights: dict[str, int] = {}
+    """Bytes of each file of finished downloads, by the file's SHA-256."""
+
+
 class Accepted(Struct, frozen=True, tag="going"):
     """Answer to ensure: this instance is ready, or on its way up."""
 
@@ -193,6 +214,8 @@ class Stored(Struct, frozen=True, kw_only=True):
     """Declared functions that use them."""
     in_use: bool = False
     """An instance has been started from them."""
+    origins: dict[str, int] = {}
+    """Of a download: the bytes from each host, and from the hub (`""`)."""
 
 
 class Removed(Struct, frozen=True, kw_only=True):

@@ -3,10 +3,13 @@
     fleet token ─┬─ fleet mark: the fleet that a record in Redis belongs to
                  ├─ batch seal, by a key's id and a time: what a batch worker sends for that key
                  └─ host token, by the host's name ─┬─ agent token, by the agent's address: what routers send
+                                                    ├─ neighbour token, by the agent's address: what its fleet's other
+                                                    │  agents send for what it offers
                                                     └─ worker key, by the instance's id: the worker's API key
 
-Each step is an HMAC-SHA256, which cannot be reversed. With its host's token an agent authenticates routers, derives
-the keys of its own workers and recognizes its fleet's record; it can do none of this for another host or as a router.
+Each step is an HMAC-SHA256, which cannot be reversed. With its host's token an agent authenticates routers and its
+neighbours, derives the keys of its own workers and recognizes its fleet's record; it can do none of this for another
+host or as a router. It gets the neighbour tokens of other hosts from a router.
 A router sends neither the fleet token nor a host token. The agent token that it sends to an address forged into the
 record opens no agent, and for an instance that another host's record lists it derives a key that no worker has.
 
@@ -55,6 +58,11 @@ def host_token(token: str, host: str) -> str:
 def agent_token(own: str, address: str) -> str:
     """Return the bearer token for the agent at an address, from its host's token."""
     return _derive(own, f"agent:{address}")
+
+
+def neighbour_token(own: str, address: str) -> str:
+    """Return the bearer token for what the agent at an address offers to other agents, from its host's token."""
+    return _derive(own, f"neighbour:{address}")
 
 
 def worker_key(own: str, instance: str) -> str:
@@ -160,6 +168,10 @@ class FleetToken:
         """Return the bearer token to send to the agent of a host at this address."""
         return agent_token(host_token(self.current, host), address)
 
+    def for_neighbours(self, host: str, address: str) -> str:
+        """Return the bearer token that other agents send to the agent of a host at this address."""
+        return neighbour_token(host_token(self.current, host), address)
+
     def worker_keys(self, hosts: Iterable[str], instance: str) -> list[str]:
         """Return the keys that an instance may have under these names of its host: for each that of the current token,
         then those of the others."""
@@ -211,6 +223,11 @@ class HostToken:
         return any(
             [same(mark, entry.mark) | same(bearer, agent_token(entry.token, address)) for entry in self._file.entries()]
         )
+
+    def opens_offers(self, bearer: str, address: str) -> bool:
+        """Return whether a bearer token is another agent's for what the agent at this address offers. Compares in
+        constant time."""
+        return any([same(bearer, neighbour_token(entry.token, address)) for entry in self._file.entries()])
 
     def worker_key(self, instance: str) -> str:
         """Return the key that an instance which starts now gets."""

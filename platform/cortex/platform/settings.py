@@ -196,6 +196,9 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """RAM for the weights of idle instances that keep their process and leave their GPUs; 0: they stop instead.
     Default: half of the RAM that is free when the agent starts, by the host or by the limit of the agent's control
     group, whichever is less."""
+    offer_mb_s: Count = 100
+    """How fast this host may send weights that it has to other hosts of its fleet, in MiB/s over all of them; 0: it
+    sends none."""
     heartbeat_s: Annotated[float, Meta(gt=0, le=1e9)] = 2.0
     """Interval at which the host publishes its record; without three of them it counts as gone."""
     health_s: Annotated[float, Meta(gt=0)] = 5.0

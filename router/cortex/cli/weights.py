@@ -1,5 +1,7 @@
 """`cortex weights`: lists the weights on the hosts' disks and removes unused ones."""
 
+from collections.abc import Mapping
+
 import rich_click as click
 
 from cortex.cli.client import Router
@@ -9,7 +11,7 @@ from cortex.cli.visible import echo, echo_json
 from cortex.router.api_types import RemoveRequest
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-_COLUMNS = ("WEIGHTS", "HOST", "KIND", "SIZE", "FUNCTIONS", "IN USE", "FETCHED", "PATH")
+_COLUMNS = ("WEIGHTS", "HOST", "KIND", "SIZE", "FUNCTIONS", "IN USE", "FETCHED", "FROM", "PATH")
 _host = click.option("--host", default="", help="Only on this host.")
 
 
@@ -36,12 +38,21 @@ def ls(host: str, as_json: bool) -> None:
             ", ".join(w.functions) or "-",
             "yes" if w.in_use else "-",
             ago(w.at),
+            origins(w.origins),
             w.path,
         )
         for w in result.weights
     ]
-    print_rows(_COLUMNS, rows, optional=("PATH", "FUNCTIONS", "KIND", "FETCHED"))
+    print_rows(_COLUMNS, rows, optional=("PATH", "FUNCTIONS", "KIND", "FETCHED", "FROM"))
     print_unavailable(result.away)
+
+
+def origins(count: Mapping[str, int]) -> str:
+    """Say where weights came from: the hub, hosts, or each with its share."""
+    total = sum(count.values())
+    by_size = sorted(count.items(), key=lambda pair: -pair[1])
+    shares = [(host or "hub", f" {round(100 * size / total)}%" if size < total else "") for host, size in by_size]
+    return ", ".join(f"{name}{share}" for name, share in shares) or "-"
 
 
 @weights.command()

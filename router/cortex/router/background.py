@@ -13,10 +13,11 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.platform import clock
+from cortex.platform.agent_messages import Neighbours
 from cortex.platform.faults import Faults
 from cortex.platform.fleet import used_instance
 from cortex.platform.in_flight import InFlight
-from cortex.platform.record import Instance
+from cortex.platform.record import HostRecord, Instance
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.serving import systemd
 from cortex.router.activation.activator import Activator
@@ -38,6 +39,9 @@ REPORT_S = 1.0
 COUNT_S = 1.0
 SWEEP_S = 2.0
 SWEEP_LEASE_S = 6.0
+NEIGHBOURS_S = 60.0
+"""Interval at which an agent is told neighbours that have not changed."""
+NEIGHBOURS_WITHIN_S = 2.0
 PROBE_S = 2.0
 """Interval between probes of the instances of silent hosts."""
 PROBES_AT_ONCE = 32
@@ -120,6 +124,8 @@ class Sweeper:
         self._registry, self._view, self._catalogue = registry, view, catalogue
         self._agents, self._activator, self._faults = agents, activator, faults
         self._scaling = Scaling()
+        self._neighbours_sent: dict[str, tuple[Neighbours, float]] = {}
+        """By host, the neighbours that it was sent, and when."""
 
     async def run(self) -> None:
         """Sweep every `SWEEP_S`."""
@@ -131,7 +137,7 @@ class Sweeper:
 
     async def sweep(self) -> None:
         """Do each step once; one that fails does not stop the others."""
-        for step in (self.send_catalogue, self._scale, self._delete_stale_uses):
+        for step in (self.send_catalogue, self.send_neighbours, self._scale, self._delete_stale_uses):
             with self._faults.guard("sweep"), contextlib.suppress(RecordUnavailable):
                 await step()
 
@@ -145,6 +151,26 @@ class Sweeper:
                     await self._agents.send_catalogue(host, self._catalogue.hosted, self._catalogue.digest)
                 except AgentUnavailable as error:
                     log.warning("agent_away", host=host.name, why=str(error))
+
+    async def send_neighbours(self) -> None:
+        """Tell every agent its neighbours, again when they change and after a while: it may have lost its file."""
+        hosts, now = list(self._view.fleet.hosts.values()), time.monotonic()
+        if len(hosts) < 2 and not self._neighbours_sent:
+            return
+
+        async def send(host: HostRecord) -> None:
+            neighbours = self._agents.neighbours_of(host, hosts)
+            sent, at = self._neighbours_sent.get(host.name, (Neighbours(), 0.0))
+            if sent == neighbours and (not neighbours.hosts or now - at < NEIGHBOURS_S):
+                return
+            with contextlib.suppress(AgentUnavailable, TimeoutError):  # one that is away is logged with the catalogue
+                async with asyncio.timeout(NEIGHBOURS_WITHIN_S):
+                    await self._agents.send_neighbours(host, neighbours)
+                self._neighbours_sent[host.name] = (neighbours, now)
+
+        present = {h.name for h in hosts}
+        self._neighbours_sent = {h: sent for h, sent in self._neighbours_sent.items() if h in present}
+        await asyncio.gather(*(send(h) for h in hosts))
 
     async def _scale(self) -> None:
         functions = self._catalogue.hosted.functions

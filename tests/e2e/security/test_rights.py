@@ -11,8 +11,9 @@ import pytest
 from litestar import Litestar
 
 from cortex.platform.agent import api
+from cortex.platform.agent.routes.offers import NEIGHBOUR
 from cortex.platform.api_keys import digest
-from cortex.platform.keys import agent_token, host_token, worker_key
+from cortex.platform.keys import agent_token, host_token, neighbour_token, worker_key
 from cortex.platform.settings import Settings
 from cortex.router.app import create_app
 from cortex.router.dispatch import METHOD, NEEDS, Dispatcher
@@ -174,6 +175,8 @@ AGENT = {
     "GET /jobs": FLEET,
     "GET /logs": FLEET,
     "GET /metrics": FLEET,
+    "GET /offers": NEIGHBOUR,
+    "GET /offers/{digest}": NEIGHBOUR,
     "GET /record": FLEET,
     "GET /weights": FLEET,
     "POST /drain": FLEET,
@@ -187,6 +190,7 @@ AGENT = {
     "POST /weights/fetch": FLEET,
     "POST /weights/remove": FLEET,
     "PUT /catalogue": FLEET,
+    "PUT /neighbours": FLEET,
 }
 
 
@@ -236,7 +240,9 @@ async def test_every_route_of_the_agent_has_a_row(settings: Settings) -> None:
     assert {route: needs or FLEET for route, needs in result.items()} == AGENT, "add a row to the table above"
 
 
-@pytest.mark.parametrize("caller", [*sorted(MAY[OPEN]), "other-host", "host-elsewhere"])
+@pytest.mark.parametrize(
+    "caller", [*sorted(MAY[OPEN]), "other-host", "host-elsewhere", "neighbour", "neighbour-elsewhere"]
+)
 def test_every_route_of_an_agent_but_health_needs_the_fleets_or_the_hosts_token(keyed: Keyed, caller: str) -> None:
     add_what_is_no_key(keyed)
     expected, readings = {}, {}
@@ -246,7 +252,8 @@ def test_every_route_of_an_agent_but_health_needs_the_fleets_or_the_hosts_token(
         trust_env=False,
     ) as http:
         for route, needs in AGENT.items():
-            expected[route] = "open" if caller in ("fleet", "host") or needs == OPEN else "closed"
+            is_for = {"fleet": True, "host": True, "neighbour": needs == NEIGHBOUR}.get(caller, False)
+            expected[route] = "open" if is_for or needs == OPEN else "closed"
             readings[route] = call_route(http, route)
 
     assert readings == expected
@@ -298,6 +305,8 @@ def add_what_is_no_key(keyed: Keyed) -> None:
         "host": agent_token(host_token(token, record["name"]), record["address"]),
         "other-host": agent_token(host_token(token, "other-host"), record["address"]),
         "host-elsewhere": agent_token(host_token(token, record["name"]), "http://elsewhere:1"),
+        "neighbour": neighbour_token(host_token(token, record["name"]), record["address"]),
+        "neighbour-elsewhere": neighbour_token(host_token(token, record["name"]), "http://elsewhere:1"),
         "host-file": host_token(token, record["name"]),
         "digest": digest(keyed.keys["admin"]),
     }

@@ -8,8 +8,8 @@ import pytest
 import trustme
 from msgspec.structs import replace
 
-from cortex.platform.agent_messages import Ensure
-from cortex.platform.keys import FleetToken, agent_token, host_token
+from cortex.platform.agent_messages import Ensure, Neighbour, Neighbours
+from cortex.platform.keys import FleetToken, agent_token, host_token, neighbour_token
 from cortex.platform.record import HostRecord
 from cortex.router.activation.agents import Agents, AgentUnavailable, AgentUnreachable
 from tests.support.factories import a_function, a_host
@@ -120,3 +120,15 @@ async def test_with_a_ca_file_an_agent_with_tls_is_called(tmp_path: Path) -> Non
     await listener.call(replace(a_host(), address="https://host-a:13131"))
 
     assert len(listener.authorizations) == 4
+
+
+async def test_a_host_is_told_the_others_each_with_a_token_that_opens_only_what_that_one_offers(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("a-token-of-the-fleet")
+    agents = Agents(FleetToken(tmp_path / "token"))
+    one, two = (replace(a_host(), name=name, address=f"http://{name}:13131") for name in ("one", "two"))
+
+    result = agents.neighbours_of(one, (one, two))
+    await agents.close()
+
+    expected = neighbour_token(host_token("a-token-of-the-fleet", "two"), "http://two:13131")
+    assert result == Neighbours(hosts=(Neighbour(host="two", address="http://two:13131", token=expected),))

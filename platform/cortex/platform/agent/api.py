@@ -1,5 +1,5 @@
 """The agent's HTTP API, on port 13131. Every route needs the host's token or the fleet token as a bearer token, except
-`/health`, which gives less detail without one.
+`/health`, which gives less detail without one; what the agent offers to its neighbours is open to their token, too.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from cortex.platform.agent import metrics as agent_metrics
 from cortex.platform.agent.legacy import api as legacy_api
 from cortex.platform.agent.legacy.proxy import Proxy
 from cortex.platform.agent.loop import Agent
-from cortex.platform.agent.routes import logs, weights
+from cortex.platform.agent.routes import logs, offers, weights
 from cortex.platform.agent_messages import (
     Accepted,
     AdapterState,
@@ -51,12 +51,18 @@ def create_app(settings: Settings) -> Litestar:
     agent = Agent(settings, token, registry)
     proxy = Proxy(agent, token)
 
-    def has_token(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
+    def bearer_of(connection: ASGIConnection[Any, Any, Any, Any]) -> str:
         scheme, _space, bearer = connection.headers.get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and token.opens(bearer.strip(), agent.scheduler.record().address)
+        return bearer.strip() if scheme.lower() == "bearer" else ""
+
+    def has_token(connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
+        return token.opens(bearer_of(connection), agent.scheduler.record().address)
 
     async def fleet_only(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
         if handler.opt.get("needs") == Right.NOTHING or connection.scope.get("method") == "OPTIONS":
+            return
+        address = agent.scheduler.record().address
+        if handler.opt.get("needs") == offers.NEIGHBOUR and token.opens_offers(bearer_of(connection), address):
             return
         if not has_token(connection):
             raise NotAuthorizedException("the token of this host, or of the fleet, is needed as a bearer token")
@@ -130,6 +136,7 @@ def create_app(settings: Settings) -> Litestar:
             events, metrics,
             *logs.routes(agent),
             *weights.routes(agent),
+            *offers.routes(agent),
             legacy_api.routes(agent, proxy, settings, has_token),
         ],
         guards=[fleet_only],

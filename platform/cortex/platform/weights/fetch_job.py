@@ -26,6 +26,7 @@ from cortex.platform.settings import Settings
 from cortex.platform.weights import hub
 from cortex.platform.weights import store as weights
 from cortex.platform.weights.hub import Hub, HubUnavailable, WeightsUnavailable
+from cortex.platform.weights.neighbours import NeighbourClient
 
 log = structlog.get_logger()
 
@@ -51,7 +52,8 @@ def fetch(source: str) -> None:
         wanted_source: Demo | Repo = msgspec.json.decode(source, type=Demo | Repo)
         cache = Path(settings.agent.cache_dir)
         token = hub.token(settings.hub.token_file) if isinstance(wanted_source, Repo) else ""
-        client = Hub(weights.hub_cache(cache), endpoint=settings.hub.endpoint, token=token)
+        neighbours = NeighbourClient.of(settings)
+        client = Hub(weights.hub_cache(cache), endpoint=settings.hub.endpoint, token=token, neighbours=neighbours)
         _persist(wanted_source, cache, client, progress, settings.hub.keep_free_mb)
     except WeightsUnavailable as error:
         progress.give_up(str(error))

@@ -1,5 +1,8 @@
 """Client of the HuggingFace hub or a mirror: lists a repository and downloads single files.
 
+A file whose SHA-256 the hub names is taken from neighbours that have it, as far as they send it, and from the hub for
+the rest.
+
 Files go into HuggingFace's own cache layout (`models--org--name/blobs|snapshots|refs`), shared with its tools. The
 library supplies metadata, locks and resuming within a connection. This module adds two things:
 
@@ -27,6 +30,8 @@ from msgspec import Struct
 
 from cortex.functions.selection import File
 from cortex.platform import text_files
+from cortex.platform.weights.neighbours import NeighbourClient, NeighbourLost
+from cortex.platform.weights.origins import HUB, Origins
 
 if TYPE_CHECKING:
     from huggingface_hub.file_download import HfFileMetadata
@@ -35,6 +40,8 @@ MIB = 1024 * 1024
 CHUNK = MIB // 2
 """The most that a killed download loses per file, and the progress step. The library's default is 10 MB."""
 HEAD_S = 10.0
+SHA256_DIGITS = 64
+"""The length of an etag that is a SHA-256: those of large files. Small ones have another kind of hash."""
 OWNER_MARK = ".cortex"
 """Marks a repository folder that cortex created: only those are removed."""
 Progress = Callable[[int], None]
@@ -63,8 +70,11 @@ class Listing(Struct, frozen=True):
 class Hub:
     """A hub client. `endpoint` "" means `HF_ENDPOINT`, else HuggingFace's."""
 
-    def __init__(self, cache: Path, *, endpoint: str = "", token: str = "") -> None:
+    def __init__(
+        self, cache: Path, *, endpoint: str = "", token: str = "", neighbours: NeighbourClient | None = None
+    ) -> None:
         self._cache, self._endpoint, self._token = cache, endpoint.rstrip("/") or None, token
+        self._neighbours, self._origins = neighbours or NeighbourClient(()), Origins(cache.parent)
 
     def listing(self, repo: str, revision: str) -> Listing:
         """List a repository's files. Raises HubUnavailable or WeightsUnavailable."""
@@ -176,7 +186,11 @@ class Hub:
             if raw.tell() > size:
                 raw.truncate(0)
             checked = _Checked(raw, progress)
-            http_get(
+            if hashed := len(blob.name) == SHA256_DIGITS:
+                self._receive(blob.name, size, checked)
+            if checked.tell() < size:
+                self._origins.begin(blob.name, checked.tell(), HUB)
+            http_get(  # nothing when the file is complete
                 location,
                 checked,  # type: ignore[arg-type]  # of a file, it needs these methods alone
                 resume_size=checked.tell(),
@@ -186,11 +200,25 @@ class Hub:
             )
             raw.flush()
             os.fsync(raw.fileno())
-        if len(blob.name) == 64 and checked.sha256() != blob.name:
+        if hashed and checked.sha256() != blob.name:
             progress(-size)
             partial.unlink()
+            self._origins.forget(blob.name)
+            self._neighbours.distrust(blob.name)
             raise HubUnavailable(f"the download is corrupt (its SHA-256 is not {blob.name[:12]}…)")
         partial.replace(blob)
+
+    def _receive(self, digest: str, size: int, file: "_Checked") -> None:
+        """Take as much of a file from neighbours as they send."""
+        if file.tell() >= size:
+            return
+        for neighbour in self._neighbours.holders(digest, size):
+            self._origins.begin(digest, file.tell(), neighbour.host)
+            try:
+                self._neighbours.receive(neighbour, digest, file.tell(), size, file.write)
+                return
+            except NeighbourLost as error:
+                self._neighbours.give_up(neighbour, str(error))
 
     def _metadata(self, url: str) -> "HfFileMetadata":
         """Request a file's etag, size and location."""

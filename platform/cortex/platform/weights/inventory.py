@@ -6,7 +6,7 @@ place, by hand or as a path, are listed only. Weights of a running instance or a
 
 import contextlib
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -15,6 +15,7 @@ from cortex.functions.sources import BadSource, Demo, Local, Repo, Source, sourc
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Remove, Removed, Stored
 from cortex.platform.weights.hub import OWNER_MARK
+from cortex.platform.weights.origins import Origins
 from cortex.platform.weights.store import MIB, Manifest, WeightsUnavailable, demo_path, find, hub_cache, manifest
 
 REMOVABLE = ("hub", "demo", "partial")
@@ -98,7 +99,10 @@ def _delete(cache: Path, stored: Stored) -> None:
         if stored.kind == "hub" and str(manifest_read.source) == stored.name:
             path.unlink(missing_ok=True)
     if (folder / OWNER_MARK).exists():  # else the folder belongs to another HuggingFace tool
+        before = {b.name for b in (folder / "blobs").glob("*")}
         _sweep(_inside(folder, hub_cache(cache)), _pointers(cache, folder))
+        for etag in before - {b.name for b in (folder / "blobs").glob("*")}:
+            Origins(cache).forget(etag.removesuffix(".incomplete"))
 
 
 def _sweep(folder: Path, keep: set[Path]) -> None:
@@ -145,6 +149,22 @@ def _pointers(cache: Path, folder: Path) -> set[Path]:
     return {p for p in named if p.is_relative_to(folder)}
 
 
+def pointers(cache: Path) -> Iterator[Path]:
+    """Yield the files of finished downloads: links to blobs, named by their etags."""
+    for _, finished in _manifests(cache):
+        yield from (_snapshot(cache, finished) / f.path for f in finished.files)
+
+
+def _origins(cache: Path, finished: Manifest) -> dict[str, int]:
+    """Return the bytes of a download from each host and the hub."""
+    notes, count = Origins(cache), dict[str, int]()
+    for file in finished.files:
+        etag = (_snapshot(cache, finished) / file.path).resolve().name
+        for host, size in notes.bytes_of(etag, file.size).items():
+            count[host] = count.get(host, 0) + size
+    return count
+
+
 def _downloads(cache: Path) -> list[Stored]:
     return [
         Stored(
@@ -154,6 +174,7 @@ def _downloads(cache: Path) -> list[Stored]:
             path=str(_snapshot(cache, manifest_read) / manifest_read.entry),
             commit=manifest_read.commit,
             at=manifest_read.at,
+            origins=_origins(cache, manifest_read),
         )
         for _, manifest_read in _manifests(cache)
     ]

@@ -1,6 +1,6 @@
 """The router's client to agents: it calls `ensure`, never "if not running then start"."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -20,6 +20,8 @@ from cortex.platform.agent_messages import (
     Ensure,
     EnsureAdapter,
     Fetching,
+    Neighbour,
+    Neighbours,
     PlacementPlan,
     PlanRequest,
     Prefetch,
@@ -140,6 +142,21 @@ class Agents:
         """Send the catalogue to an agent. Raises AgentUnavailable."""
         with self._translate_errors(host):
             await self._send(host, "PUT", "/catalogue", CatalogueUpdate(catalogue, digest))
+
+    async def send_neighbours(self, host: HostRecord, neighbours: Neighbours) -> None:
+        """Tell an agent its neighbours. Raises AgentUnavailable, also for one of a release without neighbours."""
+        with self._translate_errors(host):
+            await self._send(host, "PUT", "/neighbours", neighbours)
+
+    def neighbours_of(self, host: HostRecord, fleet: Iterable[HostRecord]) -> Neighbours:
+        """Return the other hosts of the fleet, each with the token for what it offers."""
+        others = sorted((h.name, h.address) for h in fleet if h.name != host.name)
+        return Neighbours(
+            hosts=tuple(
+                Neighbour(host=name, address=address, token=self._token.for_neighbours(name, address))
+                for name, address in others
+            )
+        )
 
     async def logs(self, host: HostRecord, path: str, query: Mapping[str, str | int]) -> httpx.Response | None:
         """Open the stream of a worker's log on a host; the caller closes it. None when there is no log.
