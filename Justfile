@@ -77,6 +77,10 @@ layers:
 docs:
     uv run python -m tests.support.pages
 
+# take the README's picture of the status page anew, of a fleet with declared devices
+picture:
+    uv run --group browser python -m tests.support.picture
+
 # bring every machine of an inventory to this checkout; arguments go to ansible-playbook (--limit, --tags, --check --diff)
 deploy inventory *args:
     uv run python -m deploy.run deploy "$@"
