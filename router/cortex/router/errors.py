@@ -23,7 +23,6 @@ RequestError
 ├── KeyNameTaken        use another name, or rotate the existing key
 ├── FileNotStored       use the id of one of the key's own files
 ├── BatchNotFound       use the id of one of the key's own batches
-├── FileDamaged         tell the operator: the disk damaged what describes a file or batch
 ├── KeyFull             delete files, or wait until some expire
 ├── FilesFull           retry, and tell the operator: the disk with the files is full or broken
 ├── TooManyBatches      retry when one of the key's batches has ended
@@ -212,15 +211,6 @@ class FileNotStored(RequestError):
 
     def __init__(self, id: str) -> None:
         super().__init__(f"no file of this key has the id {id[:100]!r}", param="id")
-
-
-class FileDamaged(RequestError):
-    """The description of a file or batch on the router's disk cannot be decoded."""
-
-    kind, code = Kind.INTERNAL, "file_damaged"
-
-    def __init__(self, id: str) -> None:
-        super().__init__(f"the description of {id[:100]!r} on the router's disk is damaged")
 
 
 class BatchNotFound(RequestError):

@@ -1,5 +1,6 @@
 """The folder: names, privacy, results that grow, ends and expiry."""
 
+import contextlib
 import errno
 import os
 import stat
@@ -8,12 +9,13 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from cortex.router.batches.batch import WINDOW_S, Counts, Status
-from cortex.router.batches.folder import BLOCK, INPUT, UPLOAD_S, BadName, Damaged, Folder, offsets
+from cortex.router.batches.batch import WINDOW_S, Counts, Form, Status, openai_file
+from cortex.router.batches.folder import BLOCK, INPUT, UPLOAD_S, BadName, Damaged, Folder, new_id, offsets
 from cortex.router.batches.results import RESULTS, Results
 from tests.router.batches.batches import NOW, add_batch, entry, file_size_limit, ids, text
 
 TTL_S = 100.0
+PREFIXES = {Form.OPENAI: "batch_", Form.ANTHROPIC: "msgbatch_"}
 LAST = NOW + WINDOW_S + TTL_S
 """When a batch that was created at `NOW` is removed at the latest."""
 
@@ -168,16 +170,62 @@ def test_a_sweep_removes_what_an_interrupted_creation_left(folder: Folder) -> No
     assert left == {f"{running.id}.json", running.id, f"{running.id}/{INPUT}", f"{running.output_file}.jsonl", *of_file}
 
 
-def test_a_damaged_value_is_an_error_and_not_a_missing_one(folder: Folder) -> None:
-    batch, other = add_batch(folder, text(entry("a"))), add_batch(folder, text(entry("b")), created=NOW + 1)
-    for name in (batch.id, batch.input_file):
+def damage(folder: Folder, *names: str) -> None:
+    for name in names:
         (folder.path / "keys" / "k1" / f"{name}.json").write_bytes(b'{"id": 1}')
+
+
+def test_a_damaged_value_is_an_error_and_not_a_missing_one(folder: Folder) -> None:
+    batch = add_batch(folder, text(entry("a")))
+    damage(folder, batch.id, batch.input_file)
 
     with pytest.raises(Damaged, match=batch.id):
         folder.batch("k1", batch.id)
     with pytest.raises(Damaged, match=batch.input_file):
         folder.file("k1", batch.input_file)
-    assert [b.id for b in folder.batches("k1")] == [other.id]
+
+
+def test_of_a_damaged_file_the_content_is_known(folder: Folder) -> None:
+    batch = add_batch(folder, text(entry("a")))
+    damage(folder, batch.input_file)
+
+    file = folder.known_file("k1", batch.input_file)
+
+    assert file is not None
+    assert (file.size, file.created, openai_file(file)["expires_at"]) == (len(text(entry("a"))), NOW, None)
+    assert [f.id for f in folder.files("k1")] == [file.id]
+    assert folder.remove_file("k1", file.id)
+
+
+@pytest.mark.parametrize("form", list(Form))
+def test_a_damaged_batch_that_has_ended_is_a_failed_one_with_its_results(folder: Folder, form: Form) -> None:
+    batch = add_batch(folder, text(entry("a")), form=form, id=new_id(PREFIXES[form], NOW))
+    with contextlib.closing(Results(folder.work_folder(batch))) as results:
+        results.add(b'{"custom_id": "a"}\n', to_errors=False)
+    done = Counts(total=1, succeeded=1)
+    folder.end(replace(batch, status=Status.COMPLETED, ended=NOW, removed_at=NOW + 9, counts=done))
+    damage(folder, batch.id)
+
+    known = folder.known_batch("k1", batch.id)
+
+    assert known is not None
+    assert (known.status, known.counts, known.problems[0].code) == (Status.FAILED, done, "batch_damaged")
+    assert (known.form, known.output_file, known.has_output) == (form, batch.output_file, True)
+    assert folder.find(batch.id) == known
+    assert list(folder.batches("k1")) == list(folder.newest(5)) == [known]
+    folder.remove_batch(known)
+    assert list(folder.batches("k1")) == []
+    assert not folder.content("k1", batch.output_file).exists()
+
+
+def test_a_damaged_batch_that_is_open_stays_open_until_the_batch_worker_ends_it(folder: Folder) -> None:
+    batch = add_batch(folder, text(entry("a")))
+    damage(folder, batch.id)
+
+    known = folder.known_batch("k1", batch.id)
+
+    assert known is not None
+    assert known.status.is_open
 
 
 def test_a_sweep_removes_a_damaged_value_at_the_age_at_which_any_batch_is_removed(folder: Folder) -> None:

@@ -65,6 +65,7 @@ class StoredFile(Struct, frozen=True, kw_only=True):
     size: int
     created: float
     expires: float
+    """0: unknown."""
 
 
 class Problem(Struct, frozen=True, kw_only=True):
@@ -136,10 +137,15 @@ class Batch(Struct, frozen=True, kw_only=True):
         return bool(self.ended) and self.form is Form.OPENAI and self.counts.done > self.counts.succeeded
 
 
-def of_lost_value(id: str, key: str, output_file: str, error_file: str) -> Batch:
+def lost_file(id: str, key: str, size: int) -> StoredFile:
+    """Return what is known of a file whose value is damaged."""
+    return StoredFile(id=id, key=key, name=f"{id}.jsonl", purpose="batch", size=size, created=_time_of(id), expires=0.0)
+
+
+def lost_batch(id: str, key: str, output_file: str, error_file: str) -> Batch:
     """Return what is known of a batch whose value is damaged: its id, which has the form and the time, and its key."""
     form = Form.ANTHROPIC if id.startswith("msgbatch_") else Form.OPENAI
-    created = int(id[-24:-12], 16) / 1000
+    created = _time_of(id)
     return Batch(
         id=id,
         key=key,
@@ -151,6 +157,7 @@ def of_lost_value(id: str, key: str, output_file: str, error_file: str) -> Batch
         error_file=error_file,
         created=created,
         expires=created + WINDOW_S,
+        problems=(Problem(code="batch_damaged", message="the disk damaged the description of this batch"),),
     )
 
 
@@ -167,7 +174,7 @@ def openai_file(file: StoredFile) -> dict[str, Any]:
         "object": "file",
         "bytes": file.size,
         "created_at": int(file.created),
-        "expires_at": int(file.expires),
+        "expires_at": int(file.expires) or None,
         "filename": file.name,
         "purpose": file.purpose,
         "status": "processed",
@@ -232,6 +239,11 @@ def message_batch(batch: Batch, base_url: str) -> dict[str, Any]:
         "archived_at": None,
         "results_url": f"{base_url}/v1/messages/batches/{batch.id}/results" if is_over else None,
     }
+
+
+def _time_of(id: str) -> float:
+    """Return the time in the id of a file or batch."""
+    return int(id[-24:-12], 16) / 1000
 
 
 def _instant(at: float) -> str | None:

@@ -8,8 +8,8 @@ from typing import ParamSpec, TypeVar
 
 import structlog
 
-from cortex.router.batches.folder import BadName, Damaged, is_full
-from cortex.router.errors import FileDamaged, FileNotStored, FilesFull
+from cortex.router.batches.folder import BadName, is_full
+from cortex.router.errors import FileNotStored, FilesFull
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,8 +26,7 @@ class FolderCalls:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="files")
 
     async def call(self, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return what `do` returns. Raises FileNotStored for a missing file or an invalid id, FileDamaged, or
-        FilesFull."""
+        """Return what `do` returns. Raises FileNotStored for a missing file or an invalid id, or FilesFull."""
         work = asyncio.get_running_loop().run_in_executor(self._threads, lambda: do(*args, **kwargs))
         try:
             return await asyncio.wait_for(work, TIMEOUT_S)
@@ -35,9 +34,6 @@ class FolderCalls:
             raise FileNotStored(str(bad)) from None
         except FileNotFoundError as gone:
             raise FileNotStored(Path(gone.filename or "").stem) from None
-        except Damaged as damaged:
-            log.error("file_damaged", id=str(damaged))
-            raise FileDamaged(str(damaged)) from None
         except TimeoutError:
             log.error("files_disk_timeout", timeout_s=TIMEOUT_S)
             raise FilesFull("the disk with the files does not answer", retry_after=30) from None

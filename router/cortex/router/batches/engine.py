@@ -20,7 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cortex.router.batches import lines as reading
-from cortex.router.batches.batch import Batch, Counts, Form, Problem, Status, of_lost_value
+from cortex.router.batches.batch import Batch, Counts, Form, Problem, Status, lost_batch
 from cortex.router.batches.fairness import MOST_IN_ALL, Candidate, Pace, Progress, next_candidate
 from cortex.router.batches.folder import INPUT, Damaged, Folder, is_damage, is_full, new_id, offsets
 from cortex.router.batches.lines import Again, Answer, KeyGone, Line
@@ -219,7 +219,7 @@ class Engine:
             batch = folder.batch(key, id)
         except Damaged:  # (3)
             log.error("batch_damaged", batch=id, key=key)
-            self._fail_lost(of_lost_value(id, key, *(new_id("file-", time.time()) for _ in range(2))))
+            self._fail_lost(lost_batch(id, key, *(new_id("file-", time.time()) for _ in range(2))))
             return None
         if batch is None or not batch.status.is_open:  # (1)
             folder.close(key, id)
@@ -268,8 +268,7 @@ class Engine:
         counts = Counts()
         with contextlib.suppress(Unusable), contextlib.closing(Results(self._folder.work_folder(batch))) as results:
             counts = _done(results)[1]
-        problem = Problem(code="batch_damaged", message="the disk damaged the description of this batch")
-        self._close(replace(batch, counts=replace(counts, total=counts.done), problems=(problem,)), Status.FAILED)
+        self._close(replace(batch, counts=replace(counts, total=counts.done)), Status.FAILED)
 
     def _dispatch(self) -> None:
         """Send as many lines as may be sent."""

@@ -12,6 +12,9 @@
 Files contain prompts, so only this user can read them. Ids are generated here, and an id or key from a request is
 validated before it becomes a path. Values are written to a draft, synced and renamed, so a reader never sees half of
 one. Every call may block and may raise OSError: call from threads.
+
+The disk may damage a value while the contents are whole. Readers then get what the rest of the folder says of it, and
+only `file()` and `batch()` raise Damaged.
 """
 
 import contextlib
@@ -21,7 +24,7 @@ import itertools
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -29,7 +32,7 @@ import msgspec
 from msgspec.structs import replace
 
 from cortex.platform.settings import Gateway
-from cortex.router.batches.batch import WINDOW_S, Batch, Status, StoredFile
+from cortex.router.batches.batch import WINDOW_S, Batch, Counts, Status, StoredFile, lost_batch, lost_file
 from cortex.router.batches.results import ERRORS, RESULTS
 
 T = TypeVar("T")
@@ -41,7 +44,6 @@ BLOCK = 4096
 UPLOAD_S = 24 * 3600.0
 """After this time an unfinished write is removed, as its process was killed."""
 INPUT, CANCEL = "input.jsonl", "cancel"
-BATCHES = ("batch_", "msgbatch_")
 
 
 class BadName(Exception):
@@ -107,9 +109,18 @@ class Folder:
         """Return a file of a key, or None. Raises Damaged."""
         return self._read(self._of(key) / f"{_file(id)}.json", StoredFile)
 
+    def known_file(self, key: str, id: str) -> StoredFile | None:
+        """Return a file of a key, or None; of one whose value is damaged, what is known."""
+        try:
+            return self.file(key, id)
+        except Damaged:
+            return lost_file(id, key, _size(self.content(key, id)))
+
     def files(self, key: str) -> Iterator[StoredFile]:
         """Yield the files of a key, the newest first."""
-        yield from self._values(self._paths(key, "file-"), StoredFile)
+        for path in self._paths(key, _FILE):
+            if (file := self.known_file(key, path.stem)) is not None:
+                yield file
 
     def content(self, key: str, id: str) -> Path:
         """Return the path of a file's content."""
@@ -153,9 +164,21 @@ class Folder:
         batch = self._read(self._of(key) / f"{_batch(id)}.json", Batch)
         return batch and self._cancelling(batch)
 
+    def known_batch(self, key: str, id: str) -> Batch | None:
+        """Return a batch of a key, or None; of one whose value is damaged, what is known: it failed, unless the batch
+        worker has yet to end it."""
+        try:
+            return self.batch(key, id)
+        except Damaged:
+            with contextlib.suppress(FileNotFoundError):  # it has just been removed
+                return self._lost(key, id)
+            return None
+
     def batches(self, key: str) -> Iterator[Batch]:
         """Yield the batches of a key, the newest first."""
-        yield from map(self._cancelling, self._values(self._paths(key, BATCHES), Batch))
+        for path in self._paths(key, _BATCH):
+            if (batch := self.known_batch(key, path.stem)) is not None:
+                yield batch
 
     def open_batches(self) -> list[tuple[str, str]]:
         """Return the keys and ids of the batches that have not ended, the oldest first."""
@@ -220,7 +243,7 @@ class Folder:
 
     def remove_batch(self, batch: Batch) -> None:
         """Remove a batch that has ended, with its results."""
-        for id in (batch.output_file, batch.error_file):
+        for id in filter(None, (batch.output_file, batch.error_file)):
             self.remove_file(batch.key, id)
         self._clear(self.work_folder(batch))
         (self._of(batch.key) / f"{_batch(batch.id)}.json").unlink(missing_ok=True)
@@ -235,15 +258,16 @@ class Folder:
 
     def newest(self, most: int, after: str = "") -> tuple[Batch, ...]:
         """Return the newest batches of all keys, or the next ones after the batch with the id `after`."""
-        paths = [path for key in self.owners() for path in self._paths(key, BATCHES)]
+        paths = [path for key in self.owners() for path in self._paths(key, _BATCH)]
         paths.sort(key=_by_time, reverse=True)
         older = (p for p in paths if not after or _by_time(p) < (after[-24:], after))
-        return tuple(map(self._cancelling, itertools.islice(self._values(older, Batch), most)))
+        batches = (self.known_batch(p.parent.name, p.stem) for p in older)
+        return tuple(itertools.islice((b for b in batches if b is not None), most))
 
     def find(self, id: str) -> Batch | None:
-        """Return a batch of any key, or None. Raises Damaged."""
+        """Return a batch of any key, or None; of one whose value is damaged, what is known."""
         for key in self.owners():
-            if (batch := self.batch(key, id)) is not None:
+            if (batch := self.known_batch(key, id)) is not None:
                 return batch
         return None
 
@@ -258,13 +282,13 @@ class Folder:
         in_use = {id for b in running for id in (b.input_file, b.output_file, b.error_file)}
         number = 0
         for key in self.owners():
-            for batch in list(self.batches(key)):
+            for batch in list(self._values(key, _BATCH, Batch)):
                 # A batch whose creation was interrupted has an open status, and is not among the open ones.
                 removed_at = batch.expires if batch.status.is_open else batch.removed_at
                 if (key, batch.id) not in open_names and removed_at <= now:
                     self.remove_batch(batch)
                     number += 1
-            for file in list(self.files(key)):
+            for file in list(self._values(key, _FILE, StoredFile)):
                 if file.expires <= now and file.id not in in_use:
                     number += self.remove_file(key, file.id)
             for path in self._damaged(key):
@@ -297,6 +321,19 @@ class Folder:
         at = self.cancel_requested_at(batch)
         return replace(batch, status=Status.CANCELLING, cancelled_at=at) if at else batch
 
+    def _lost(self, key: str, id: str) -> Batch:
+        """Return what is known of a batch whose value is damaged. Its results are known by their files' names."""
+        if (self.path / "open" / f"{key}~{id}").exists():
+            return self._cancelling(lost_batch(id, key, "", ""))
+        results = {file.name.removeprefix(f"{id}_"): file.id for file in self._values(key, _FILE, StoredFile)}
+        batch = lost_batch(id, key, results.get(RESULTS, ""), results.get(ERRORS, ""))
+        succeeded, failed = (
+            _lines(self.content(key, file)) if file else 0 for file in (batch.output_file, batch.error_file)
+        )
+        counts = Counts(total=succeeded + failed, succeeded=succeeded, failed=failed)
+        ended = (self._of(key) / f"{id}.json").stat().st_mtime
+        return replace(batch, status=Status.FAILED, counts=counts, ended=ended)
+
     def _of(self, key: str) -> Path:
         return self.path / "keys" / _key(key)
 
@@ -308,24 +345,25 @@ class Folder:
             folder.mkdir(mode=0o700, exist_ok=True)
         return folder
 
-    def _paths(self, key: str, prefix: str | tuple[str, ...]) -> list[Path]:
-        """Return the paths of a key's values, the newest first."""
-        names: list[str] = []
+    def _paths(self, key: str, form: re.Pattern[str]) -> list[Path]:
+        """Return the paths of a key's values with ids of a form, the newest first."""
+        paths: list[Path] = []
         with contextlib.suppress(FileNotFoundError):
-            names = [n for n in os.listdir(self._of(key)) if n.startswith(prefix) and n.endswith(".json")]  # noqa: PTH208
-        return sorted((self._of(key) / name for name in names), key=_by_time, reverse=True)
+            paths = [self._of(key) / name for name in os.listdir(self._of(key))]  # noqa: PTH208
+        paths = [path for path in paths if path.suffix == ".json" and form.fullmatch(path.stem)]
+        return sorted(paths, key=_by_time, reverse=True)
 
-    def _values(self, paths: Iterable[Path], kind: type[T]) -> Iterator[T]:
-        """Yield those of the values that can be read."""
-        for path in paths:
+    def _values(self, key: str, form: re.Pattern[str], kind: type[T]) -> Iterator[T]:
+        """Yield those of a key's values that can be read, the newest first."""
+        for path in self._paths(key, form):
             with contextlib.suppress(Damaged):
                 value = self._read(path, kind)
                 if value is not None:
                     yield value
 
     def _damaged(self, key: str) -> Iterator[Path]:
-        for prefix, kind in ((BATCHES, Batch), ("file-", StoredFile)):
-            for path in self._paths(key, prefix):
+        for form, kind in ((_BATCH, Batch), (_FILE, StoredFile)):
+            for path in self._paths(key, form):
                 try:
                     self._read(path, kind)
                 except Damaged:
@@ -398,6 +436,18 @@ def _valid(form: re.Pattern[str], name: str) -> str:
     if not form.fullmatch(name):
         raise BadName(name[:100])
     return name
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
+
+
+def _lines(path: Path) -> int:
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        return sum(1 for _ in file)
+    return 0
 
 
 def _by_time(path: Path) -> tuple[str, str]:

@@ -56,7 +56,7 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
         new, who = read(await request.body(), NewBatch), caller(request)
         if new.endpoint not in ENDPOINTS:
             raise BadRequest(f"`endpoint` must be one of {', '.join(ENDPOINTS)}", param="endpoint")
-        file = await calls.call(folder.file, who.id, new.input_file_id)
+        file = await calls.call(folder.known_file, who.id, new.input_file_id)
         if file is None:
             raise FileNotStored(new.input_file_id)
         await check_limits(folder, calls, who.id, gateway)
@@ -100,7 +100,7 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
 
 async def batch_of(folder: Folder, calls: FolderCalls, key: str, id: str) -> Batch:
     """Return a key's batch. Raises BatchNotFound."""
-    batch = await calls.call(_known, lambda: folder.batch(key, id))
+    batch = await calls.call(_known, lambda: folder.known_batch(key, id))
     if batch is None:
         raise BatchNotFound(id)
     return batch

@@ -30,7 +30,7 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
     """Return the routes."""
 
     async def stored(request: Http, id: str) -> StoredFile:
-        file = await calls.call(folder.file, caller(request).id, id)
+        file = await calls.call(folder.known_file, caller(request).id, id)
         if file is None:
             raise FileNotStored(id)
         return file
