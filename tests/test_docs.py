@@ -23,6 +23,7 @@ from cortex.router.live_catalogue import load
 from cortex.router.plan_types import Plan
 from tests.e2e.security.test_rights import ROUTER
 from tests.support.cli_page import commands
+from tests.support.dashboard import NO_PANEL, ROWS
 from tests.support.pages import PAGES
 
 ROOT = Path(__file__).parent.parent
@@ -121,6 +122,20 @@ def test_rules_and_panels_name_only_existing_metrics() -> None:
         for metric in re.findall(r"\bcortex_[a-z_]+", text):
             plain = re.sub("_(bucket|sum|count)$", "", metric)
             assert metric in known or plain in known, f"{name}: {metric}"
+
+
+def test_every_metric_has_a_panel_or_a_reason_to_have_none() -> None:
+    shown = set(re.findall(r"\bcortex_[a-z_]+", (ROOT / "deploy" / "monitoring" / "dashboard.json").read_text()))
+    shown |= {re.sub("_(bucket|sum|count)$", "", name) for name in shown}
+
+    assert {m.name for m in metrics.TABLE} - shown == {m.name for m in NO_PANEL}
+
+
+def test_each_area_has_a_row_of_panels() -> None:
+    assert [*ROWS] == [
+        "Now", "Requests", "Tokens", "Usage", "Batches", "Starts", "Hosts", "Routers and the record",
+    ]  # fmt: skip
+    assert all(ROWS.values())
 
 
 def promises(text: str) -> dict[str, str]:

@@ -248,6 +248,7 @@ def test_a_line_gives_way_to_a_request_and_is_sent_again(stack: Stack) -> None:
 
     assert answer.choices
     eventually(lambda: _live(stack, batch.id), within_s=BATCH_S, what="the line to be sent again")
+    assert "batch_waits" not in stack.http.get("/admin/requests").text + stack.http.get("/admin/decisions").text
     client.batches.cancel(batch.id)
     assert ended(client, batch).status == "cancelled"
 

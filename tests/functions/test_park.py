@@ -31,6 +31,12 @@ def test_an_unknown_value_is_a_problem_that_names_the_nearest_one() -> None:
     )
 
 
+def test_a_value_that_is_near_none_is_a_problem_that_names_all() -> None:
+    assert problem(entry('park = "hibernate"')) == (
+        "models.toml:4: org/model: park: unknown park 'hibernate': use auto, sleep, freeze or stop"
+    )
+
+
 @pytest.mark.parametrize("value", ["true", "false"])
 def test_the_key_of_earlier_releases_is_a_problem_that_says_what_to_write(value: str) -> None:
     assert problem(entry(f"sleep = {value}")) == (

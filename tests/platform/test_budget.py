@@ -2,7 +2,7 @@
 
 import pytest
 
-from cortex.platform.budget import Budget, Spent, month, next_month, read_budget, share
+from cortex.platform.budget import Budget, Spent, budget_states, month, next_month, read_budget, share
 
 NOVEMBER, JANUARY = 1_795_814_051.0, 1_798_761_600.0  # 2026-11-27 and 2027-01-01
 
@@ -41,6 +41,17 @@ def test_text_that_is_not_a_budget_is_refused_with_an_example(text: str) -> None
 )
 def test_the_larger_share_of_dollars_and_tokens_counts(budget: Budget, spent: Spent, part: float) -> None:
     assert share(budget, spent) == part
+
+
+def test_budgets_are_open_low_or_spent() -> None:
+    budgets = dict.fromkeys(("new", "open", "low", "spent", "over"), Budget(tokens=10))
+    spent = {"open": 7, "low": 8, "spent": 10, "over": 11}
+
+    assert budget_states(budgets, {key: Spent(tokens=t) for key, t in spent.items()}) == {
+        "open": 2,
+        "low": 1,
+        "spent": 2,
+    }
 
 
 def test_the_next_month_of_december_is_january() -> None:

@@ -50,7 +50,7 @@ def handlers() -> list[HTTPRouteHandler]:
         requests.routes(none, none, none),
         decisions.routes(none, none, none, none),
         audit.routes(none),
-        [h for h in usage.routes(none) if "/v1/usage" not in h.paths],
+        [h for h in usage.routes(none, none) if "/v1/usage" not in h.paths],
         [h for h in batches.routes(none, none, none) if min(h.paths).startswith("/admin")],
         weights.routes(none, none, none),
         keys.routes(none, none),

@@ -6,6 +6,8 @@ What routers count is added up; what describes the fleet is the same at every ro
 import json
 from typing import Any
 
+from cortex.platform import metrics
+
 RATE = "$__rate_interval"
 WIDTH, HEIGHT = 8, 8
 
@@ -28,6 +30,12 @@ def _quantiles(metric: str, *by: str) -> list[Query]:
     legend = " ".join(f"{{{{{b}}}}}" for b in by)
     summed = f"sum by ({named}) (rate({metric}_bucket[{RATE}]))"
     return [(f"histogram_quantile({q}, {summed})", f"p{round(q * 100)} {legend}".strip()) for q in (0.5, 0.95)]
+
+
+def _fleet_quantiles(metric: str, by: str) -> list[Query]:
+    """Quantiles of what agents count: once, however many routers say it."""
+    summed = f"sum by (le, {by}) (max by (le, node, model, {by}) (rate({metric}_bucket[{RATE}])))"
+    return [(f"histogram_quantile({q}, {summed})", f"p{round(q * 100)} {{{{{by}}}}}") for q in (0.5, 0.95)]
 
 
 ROWS: dict[str, list[Panel]] = {
@@ -89,6 +97,35 @@ ROWS: dict[str, list[Panel]] = {
         ("Tokens per second of one stream", "short", _quantiles("cortex_tokens_per_second", "model")),
         ("Between two pieces of a stream", "s", _quantiles("cortex_inter_token_seconds", "model")),
     ],
+    "Usage": [
+        ("Cost an hour", "currencyUSD", [(f"3600 * {_rate('cortex_cost_usd_total', 'model')}", "{{model}}")]),
+        ("GPUs in use", "short", [(_rate("cortex_gpu_seconds_total", "model"), "{{model}}")]),
+        ("Power by function", "watt", [(_rate("cortex_energy_joules_total", "model"), "{{model}}")]),
+        (
+            "Energy of a token",
+            "joule",
+            [(f"{_rate('cortex_energy_joules_total')} / {_rate('cortex_completion_tokens_total')}", "out")],
+        ),
+        (
+            "Audio and images",
+            "short",
+            [
+                (_rate("cortex_audio_seconds_total"), "seconds transcribed"),
+                (_rate("cortex_speech_characters_total"), "characters spoken"),
+                (_rate("cortex_images_total"), "images"),
+            ],
+        ),
+        ("Budgets of keys", "short", [("max by (state) (cortex_budgets)", "{{state}}")]),
+    ],
+    "Batches": [
+        ("Open batches", "short", [("sum by (instance, state) (cortex_batches)", "{{instance}} {{state}}")]),
+        ("Their lines", "short", [("sum by (instance, state) (cortex_batch_lines)", "{{instance}} {{state}}")]),
+        (
+            "Lines that wait",
+            "reqps",
+            [(_rate("cortex_batch_waits_total", "model"), "{{model}}")],
+        ),
+    ],
     "Starts": [
         ("Starts by path", "short", [(_fleet_rate("cortex_starts_total", "node, model, path", "path"), "{{path}}")]),
         (
@@ -120,6 +157,20 @@ ROWS: dict[str, list[Panel]] = {
                 (_fleet_rate("cortex_evictions_regretted_total", "node, model", "model"), "regretted: {{model}}"),
             ],
         ),
+        ("Duration of a start", "s", _fleet_quantiles("cortex_start_seconds", "mode")),
+        ("Parking", "s", _fleet_quantiles("cortex_park_seconds", "tier")),
+        ("Return of a parked instance", "s", _fleet_quantiles("cortex_return_seconds", "tier")),
+        (
+            "Launches by server",
+            "short",
+            [(_fleet_rate("cortex_launches_total", "node, server, how", "server", "how"), "{{server}} {{how}}")],
+        ),
+        (
+            "Functions that hosts do not start again yet",
+            "short",
+            [("sum by (model) (max by (node, model) (cortex_start_backoff))", "{{model}}")],
+        ),
+        ("Decisions", "short", [(_fleet_rate("cortex_decisions_total", "node, what", "what"), "{{what}}")]),
         ("Drains", "short", [(_fleet_rate("cortex_drains_total", "node, model, why", "why"), "{{why}}")]),
         ("No room", "short", [(_fleet_rate("cortex_placement_refusals_total", "node, model", "model"), "{{model}}")]),
     ],
@@ -147,6 +198,17 @@ ROWS: dict[str, list[Panel]] = {
         ),
         ("GPU use", "percent", [("max by (node, device) (cortex_device_utilization_pct)", "{{node}} {{device}}")]),
         ("GPU temperature", "celsius", [("max by (node, device) (cortex_device_temp_c)", "{{node}} {{device}}")]),
+        (
+            "GPU power",
+            "watt",
+            [
+                (
+                    _fleet_rate("cortex_device_energy_joules_total", "node, device", "node", "device"),
+                    "{{node}} {{device}}",
+                )
+            ],
+        ),
+        ("RAM of parked instances", "decmbytes", [("max by (node, kind) (cortex_park_ram_mb)", "{{node}} {{kind}}")]),
         ("Last heard of", "s", [("max by (node) (cortex_host_silent_seconds)", "{{node}}")]),
     ],
     "Routers and the record": [
@@ -156,14 +218,40 @@ ROWS: dict[str, list[Panel]] = {
             "s",
             [(f"{_rate('cortex_router_cpu_seconds_total')} / {_rate('cortex_requests_total')}", "routers")],
         ),
-        ("Worker processes", "short", [("sum(cortex_router_processes)", "processes")]),
+        (
+            "Worker processes",
+            "short",
+            [
+                ("sum(cortex_router_processes)", "processes"),
+                ("max(cortex_routers)", "that report"),
+                ("sum(cortex_record_away)", "that cannot read the record"),
+            ],
+        ),
+        (
+            "Faults that were survived",
+            "short",
+            [
+                (_rate("cortex_router_faults_total", "work"), "router: {{work}}"),
+                (_fleet_rate("cortex_agent_faults_total", "node, work", "node", "work"), "{{node}}: {{work}}"),
+                (_rate("cortex_series_dropped_total"), "counts dropped"),
+            ],
+        ),
         ("Redis answers in", "s", [("max by (instance) (cortex_record_ping_seconds)", "{{instance}}")]),
         ("Redis can be reached", "short", [("min by (instance) (cortex_record_up)", "{{instance}}")]),
         ("Jobs", "short", [("sum by (state) (max by (queue, state) (cortex_jobs))", "{{state}}")]),
     ],
 }
 
-NEEDS_A_GPU = ("GPU use", "GPU temperature")
+NEEDS_A_GPU = ("GPU use", "GPU temperature", "GPU power", "Power by function", "Energy of a token")
+NEEDS_MORE = ("Audio and images", "Parking", "Return of a parked instance", "RAM of parked instances")
+"""Panels of functions and tiers that the small fleet of the monitoring test does not have."""
+NO_PANEL = {
+    metrics.COLD_STARTS: "the sum of cortex_starts_total, under its earlier name",
+    metrics.VRAM_USED: "cortex_device_memory_mb has it, and this is its earlier name",
+    metrics.VRAM_FREE: "cortex_device_memory_mb has it, and this is its earlier name",
+    metrics.IN_FLIGHT: "cortex_model_in_flight has the sum over routers",
+    metrics.WAITING: "cortex_model_queue_depth has the sum over routers",
+}
 
 
 def dashboard() -> str:

@@ -269,7 +269,9 @@ class _Reader:
                 except msgspec.ValidationError as error:
                     text = str(error)
                     if key in ("engine", "park", "start") and isinstance(value, str):
-                        text = f"unknown {key} '{value}'{did_you_mean(value, list(_TYPES[key]), cutoff=0)}"
+                        *others, last = _TYPES[key]
+                        choices = f": use {', '.join(others)} or {last}"
+                        text = f"unknown {key} '{value}'{did_you_mean(value, _TYPES[key]) or choices}"
                     self._report(where, f"{key}: {text}", line)
 
     def _function(self, values: dict[str, Any], nth: int, where: str) -> Function | None:

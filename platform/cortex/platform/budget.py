@@ -5,6 +5,8 @@ few seconds, so a budget can be exceeded by the requests in flight and those of 
 """
 
 import re
+from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -58,6 +60,12 @@ def share(budget: Budget, spent: Spent) -> float:
     """Return how much of a budget is spent: 1.0 and more when it is exhausted."""
     of_usd = spent.nano_usd / 1e9 / budget.usd if budget.usd else 0.0
     return max(of_usd, spent.tokens / budget.tokens if budget.tokens else 0.0)
+
+
+def budget_states(budgets: Mapping[str, Budget], spent: Mapping[str, Spent]) -> Counter[str]:
+    """Return how many of the keys' budgets are `open`, `low` (80 % spent or more) and `spent`; both are by key."""
+    shares = (share(budget, spent.get(key, Spent())) for key, budget in budgets.items())
+    return Counter("spent" if part >= 1 else "low" if part >= WARN_SHARE else "open" for part in shares)
 
 
 def month(at: float) -> str:

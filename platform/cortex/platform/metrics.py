@@ -83,6 +83,9 @@ GPU_S = _counter(
 ENERGY = _counter(
     "cortex_energy_joules_total", "router", "model node", "Energy of GPUs, shared by the requests on them by tokens."
 )
+COST = _counter(
+    "cortex_cost_usd_total", "router", "model node", "Dollars that requests cost, by the `cost` of their functions."
+)
 AUDIO_S = _counter(
     "cortex_audio_seconds_total", "router", "model node", "Seconds of audio transcribed, where the workers tell."
 )
@@ -141,6 +144,20 @@ ROUTER_FAULTS = _counter(
 AWAY = _gauge("cortex_record_away", "router", "", "Worker processes of this router that cannot read the record.")
 PROCESSES = _gauge("cortex_router_processes", "router", "", "Worker processes of this router.")
 CPU = _counter("cortex_router_cpu_seconds_total", "router", "", "CPU time of this router's worker processes.")
+BATCHES = _gauge(
+    "cortex_batches",
+    "router",
+    "state",
+    "Open batches in this router's folder: `validating`, `in_progress`, `cancelling`, `finalizing`. Routers that share "
+    "a folder count the same ones.",
+)
+BATCH_LINES = _gauge("cortex_batch_lines", "router", "state", "Lines of the open batches: `done` and `left`.")
+BATCH_WAITS = _counter(
+    "cortex_batch_waits_total",
+    "router",
+    "model",
+    "Lines of batches that could not run now, and are sent again. They are no requests in the other metrics.",
+)
 DROPPED = _counter("cortex_series_dropped_total", "router", "", "Counts dropped because a process had too many series.")
 
 # The fleet, as its agents count.
@@ -237,6 +254,13 @@ DEVICE_ENERGY = _counter(
 )
 BACKOFF = _gauge(
     "cortex_start_backoff", "fleet", "node model", "1 while a host refuses to start a function that failed repeatedly."
+)
+BUDGETS = _gauge(
+    "cortex_budgets",
+    "fleet",
+    "state",
+    "Keys with a budget, by what they have spent of it this month: `open`, `low` (80 % and more) or `spent` (their "
+    "requests are refused).",
 )
 JOBS = _gauge("cortex_jobs", "fleet", "queue state", "Jobs: `queued`, `started`, `failed`, `finished`.")
 

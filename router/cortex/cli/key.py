@@ -192,19 +192,31 @@ def show(name: str, record: bool, config: Path | None, as_json: bool) -> None:
 
 @key.command(name="set")
 @click.argument("name")
+@click.option("--name", "new_name", metavar="NAME", help="A new name. Its id and its usage stay.")
 @click.option("--group", metavar="NAME", help="The group whose cached prompts it shares; '' for none.")
 @click.option("--budget", type=Money(), help="Monthly budget: 20usd/month, 5000000tokens/month or none.")
 @_record
 @_config
 @_json
-def set_(name: str, group: str | None, budget: Budget | None, record: bool, config: Path | None, as_json: bool) -> None:
+def set_(
+    name: str,
+    new_name: str | None,
+    group: str | None,
+    budget: Budget | None,
+    record: bool,
+    config: Path | None,
+    as_json: bool,
+) -> None:
     """Change a key, by name or id. It takes effect at every router within a second."""
-    if group is None and budget is None:
-        raise click.UsageError("specify --group, --budget or both")
-    changed = _backend(record, config).change_key(name, _body(KeyChange, group=group, budget=budget))
+    if new_name is None and group is None and budget is None:
+        raise click.UsageError("specify --name, --group or --budget")
+    change = _body(KeyChange, name=new_name, group=group, budget=budget)
+    changed = _backend(record, config).change_key(name, change)
     if as_json:
         echo_json(changed, indent=2)
         return
+    if new_name is not None:
+        echo(f"{name}: is now called {new_name}")
     if group is not None:
         echo(f"{name}: cached prompts: {_sharing(group)}")
     if budget is not None:

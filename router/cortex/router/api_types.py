@@ -534,6 +534,7 @@ class NewKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class KeyChange(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Changes of a key; null: no change."""
 
+    name: Name | None = None
     group: Group | None = None
     budget: Budget | None = None
 

@@ -71,7 +71,7 @@ from cortex.router.request.intake import Intake
 from cortex.router.request.probe import Probe
 from cortex.router.request.prompt_cache import CacheSalts
 from cortex.router.request.remote_images import RemoteImages
-from cortex.router.request.request_record import RequestRecords, each
+from cortex.router.request.request_record import RequestRecords, each, final
 from cortex.router.request.stored_responses import StoredResponses
 from cortex.router.request.substitutes import Substitutes
 from cortex.router.request.upload import Uploads
@@ -145,15 +145,21 @@ class _RouterWorker:
             lambda: self.request_records.live(),
             self.request_metrics.count_device_use,
         )
-        self.usage_counts = UsageCounts(self.usage_record, self._cost_of, self.key_ring.names, self.device_uses.take)
+        self.usage_counts = UsageCounts(
+            self.usage_record,
+            self._cost_of,
+            self.key_ring.names,
+            self.device_uses.take,
+            self.request_metrics.count_cost,
+        )
         self.request_records = RequestRecords(
             [
                 each(self.request_metrics.count),
-                each(lambda request_record: self.traffic.add(request_record, time.time())),
-                request_log.note,
-                self.usage_counts.add,
+                final(each(lambda request_record: self.traffic.add(request_record, time.time()))),
+                final(request_log.note),
+                final(self.usage_counts.add),
                 self.device_uses.finished,
-                each(self.decision_log.note_request),
+                final(each(self.decision_log.note_request)),
                 each(self.tracer.finish),
             ],
             self.faults,
@@ -271,7 +277,7 @@ class _RouterWorker:
             *keys.routes(self.registry, self.key_ring),
             *decisions.routes(self.registry, view, catalogue, self.agents),
             *audit.routes(self.trail),
-            *usage.routes(self.usage_record),
+            *usage.routes(self.usage_record, self.key_ring.names),
             *files.routes(folder, folder_calls, gateway),
             *batches.routes(folder, folder_calls, gateway),
             *message_batches.routes(folder, folder_calls, gateway),

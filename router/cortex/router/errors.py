@@ -366,7 +366,7 @@ class TooManyListeners(RequestError):
 class BatchWaits(RequestError):
     """A line of a batch may not run now, or gives way to an interactive request."""
 
-    kind, code = Kind.NO_CAPACITY, "batch_waits"
+    kind = Kind.BATCH_WAITS
 
     def __init__(self, message: str, *, retry_after: int = 1) -> None:
         super().__init__(message, retry_after=retry_after)

@@ -33,9 +33,12 @@ class UsageCounts:
         cost_of: Callable[[str], Cost],
         names: Callable[[], Mapping[str, str]],
         device_use: Callable[[], Iterable[tuple[Place, DeviceUse]]] = tuple,
+        count_cost: Callable[[Place, int], None] = lambda place, nano_usd: None,
     ) -> None:
-        """`names` returns the names of keys, `device_use` what requests have used of GPUs since the last call."""
+        """`names` returns the names of keys, `device_use` what requests have used of GPUs since the last call;
+        `count_cost` gets what each request costs, unless that is nothing."""
         self._record, self._cost_of, self._names, self._device_use = record, cost_of, names, device_use
+        self._count_cost = count_cost
         self._rows: dict[tuple[int, Place], Sums] = {}
         self._unwritten: deque[Batch] = deque()
         self._numbers = count(1)
@@ -55,7 +58,10 @@ class UsageCounts:
                 characters=r.characters,
                 images=r.images,
             )
-            self._add(Place(r.key, r.function, r.host), sums)
+            place = Place(r.key, r.function, r.host)
+            self._add(place, sums)
+            if nano_usd:
+                self._count_cost(place, nano_usd)
 
     def _add(self, place: Place, sums: Sums) -> None:
         hour = int(time.time() // HOUR_S) * HOUR_S

@@ -181,6 +181,25 @@ def test_a_keys_group_can_change_and_survives_a_rotation(keyed: Keyed) -> None:
         assert [k["group"] for k in http.get("/admin/keys/mover").json()["keys"]] == ["", ""]
 
 
+def test_a_renamed_key_keeps_its_id_and_its_usage(keyed: Keyed) -> None:
+    secret = keyed.make("before")
+    keyed.everywhere(secret, 200)
+
+    def usage(name: str) -> int:
+        groups = json.loads(keyed.cli("usage", "--json").stdout)["groups"]
+        return sum(int(g["requests"]) for g in groups if g["name"].startswith(f"{name} ("))
+
+    counted = eventually(lambda: usage("before"), what="its usage")
+    (renamed,) = json.loads(keyed.cli("key", "set", "before", "--name", "after", "--json").stdout)
+    taken = keyed.cli("key", "set", "after", "--name", "status")
+
+    assert renamed["name"] == "after"
+    eventually(lambda: usage("after") >= counted and not usage("before"), what="its usage under the new name")
+    assert keyed.ask(secret).status_code == 200
+    assert keyed.cli("key", "show", "before").code != 0
+    assert "exists already" in taken.stderr
+
+
 def test_rotating_ends_the_old_key_at_once_or_after_the_overlap(keyed: Keyed) -> None:
     first = keyed.make("turning", rpm=1000)
     second = keyed.cli("key", "rotate", "turning", "--overlap", "1h").stdout.split()[-1]

@@ -17,13 +17,17 @@ def counts(function: str, fault: str) -> dict[str, float]:
     record.rejected(429, fault, "over its limits")
     record.ended = record.began
     counted.count(record)
-    names = {m.name for m in (metrics.REQUESTS, metrics.REJECTIONS, metrics.REFUSED)}
+    names = {m.name for m in (metrics.REQUESTS, metrics.REJECTIONS, metrics.REFUSED, metrics.BATCH_WAITS)}
     values: Any = counted.snapshot().counts
     return {c.name: c.value for c in values if c.name in names}
 
 
 def test_a_rejected_request_is_counted_with_its_function() -> None:
     assert counts("org/model", "rate_limited") == {metrics.REQUESTS.name: 1, metrics.REJECTIONS.name: 1}
+
+
+def test_a_line_of_a_batch_that_waits_is_no_request() -> None:
+    assert counts("org/model", "batch_waits") == {metrics.BATCH_WAITS.name: 1}
 
 
 def test_a_request_over_its_keys_limits_is_left_to_the_handler_that_sends_the_error() -> None:

@@ -9,7 +9,7 @@ from cortex.platform.faults import Faults
 from cortex.router.api_types import Try
 from cortex.router.metrics import latency
 from cortex.router.metrics.traffic import BUCKET_S, HOUR, Traffic, merge
-from cortex.router.request.request_record import RECENT, RequestRecord, RequestRecords, summary
+from cortex.router.request.request_record import RECENT, RequestRecord, RequestRecords, each, final, summary
 
 
 def a_request_record(id: str = "req_1", *, function: str = "org/model", **noted: Any) -> RequestRecord:
@@ -82,6 +82,19 @@ async def test_a_request_is_over_once_and_the_listeners_get_those_of_a_moment_to
     assert (before, batches) == ([], [["req_1", "req_2"]])
     assert request_records.live() == []
     assert request_records.find("req_1") == [request_record]
+
+
+async def test_a_line_of_a_batch_that_will_return_has_no_outcome() -> None:
+    every, outcomes = list[str](), list[str]()
+    request_records = RequestRecords([each(lambda r: every.append(r.id)), final(each(lambda r: outcomes.append(r.id)))])
+    for id, fault in (("waits", "batch_waits"), ("fails", "no_capacity")):
+        request_records.begun(request_record := a_request_record(id, status=503, fault=fault))
+        request_records.over(request_record)
+
+    request_records.settle()
+
+    assert (every, outcomes) == (["waits", "fails"], ["fails"])
+    assert request_records.find("waits") == []
 
 
 async def test_only_so_many_requests_are_remembered() -> None:

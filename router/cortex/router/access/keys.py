@@ -68,12 +68,18 @@ class Keys:
         return secret, fresh
 
     async def change(self, name: str, change: KeyChange) -> list[ApiKey]:
-        """Change the group or the budget of a key, with those it replaced. Raises KeyNotFound."""
+        """Change the name, the group or the budget of a key, with those it replaced. Its id, and so its usage, stays.
+        Raises KeyNotFound or KeyNameTaken."""
         current = await self.named(name)
-        fields = {f: v for f, v in (("group", change.group), ("budget", change.budget)) if v is not None}
+        id = current[0].id
+        if change.name is not None:
+            taken = keys_named(await self._registry.api_keys.all(), change.name)
+            if any(k.id != id for k in taken):
+                raise KeyNameTaken(f"an API key '{change.name}' exists already")
+        fields = {f: v for f, v in asdict(change).items() if v is not None}
         if fields:
             await self._registry.api_keys.change([k.digest for k in current], fields)
-        return await self.named(name)
+        return await self.named(id)
 
     async def revoke(self, name: str) -> list[ApiKey]:
         """Delete a key with those it replaced. Raises KeyNotFound."""

@@ -27,13 +27,17 @@ class RequestMetrics:
         """Count a finished request:
 
         (1) without a function (it exceeded its key's limits): not here, as its error is counted where it is sent;
-        (2) for a token count: only the response, because its times are not those of an answer.
+        (2) for a token count: only the response, because its times are not those of an answer;
+        (3) for a line of a batch that will be sent again: only that.
         """
         meter, model = self._meter, request_record.function
         if not model:  # (1)
             return
         if request_record.dialect == COUNT_TOKENS:  # (2)
             meter.count(metrics.RESPONSES, (model, request_record.dialect, str(request_record.status)))
+            return
+        if request_record.will_return:  # (3)
+            meter.count(metrics.BATCH_WAITS, (model,))
             return
         labels = (model, request_record.host or NOWHERE)
         meter.count(metrics.REQUESTS, labels)
@@ -77,6 +81,10 @@ class RequestMetrics:
         self._meter.count(metrics.GPU_S, labels, use.gpu_ms / 1000)
         if use.mj:
             self._meter.count(metrics.ENERGY, labels, use.mj / 1000)
+
+    def count_cost(self, place: Place, nano_usd: int) -> None:
+        """Count what a request costs."""
+        self._meter.count(metrics.COST, (place.function or NOWHERE, place.host or NOWHERE), nano_usd / 1e9)
 
     def count_rejection(self, reason: str) -> None:
         """Count a request rejected before its function was resolved."""

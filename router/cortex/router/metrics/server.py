@@ -24,6 +24,7 @@ import uvicorn
 
 from cortex.platform import clock, metrics, text_files
 from cortex.platform.api_keys import Right
+from cortex.platform.budget import budget_states
 from cortex.platform.cancel import cancelled
 from cortex.platform.fleet_gauges import fleet_gauges
 from cortex.platform.keys import same
@@ -33,8 +34,11 @@ from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.serving import address, listener
 from cortex.platform.serving.address import is_loopback
 from cortex.platform.settings import Gateway, Settings
+from cortex.platform.usage_record import UsageRecord
 from cortex.router.access.auth import answers_to, read_credentials
 from cortex.router.access.keyring import KeyRing, local_key
+from cortex.router.batches.folder import Folder
+from cortex.router.metrics.batch_gauges import BatchGauges
 from cortex.router.metrics.worker_counts import collect
 
 log = structlog.get_logger()
@@ -54,6 +58,7 @@ class MetricsServer:
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
         self._ring: KeyRing
+        self._batches: BatchGauges
 
     def __enter__(self) -> "MetricsServer":
         gateway = self._settings.gateway
@@ -121,12 +126,14 @@ class MetricsServer:
         NameLookups().install(asyncio.get_running_loop())
         registry = self._registry = Registry.of(self._settings)
         self._ring = KeyRing(registry, local_key(self._settings.local_key_file))
+        self._batches = BatchGauges(Folder.of(self._settings.gateway))
         following = asyncio.create_task(self._ring.follow())
         await send({"type": "lifespan.startup.complete"})
         try:
             await receive()
         finally:
             await cancelled([following])
+            self._batches.close()
             with contextlib.suppress(RecordUnavailable):
                 await registry.close()
         await send({"type": "lifespan.shutdown.complete"})
@@ -134,8 +141,9 @@ class MetricsServer:
     async def _metrics(self) -> bytes:
         own = await asyncio.to_thread(collect, self._folder)
         dropped = Count(metrics.DROPPED.name, (), own.dropped)
-        fleet = await self._fleet()
-        return await asyncio.to_thread(lambda: text(added([own, Snapshot(counts=(dropped,)), fleet])))
+        batches, fleet = await asyncio.gather(self._batches.read(), self._fleet())
+        parts = [own, Snapshot(counts=(dropped,), gauges=batches), fleet]
+        return await asyncio.to_thread(lambda: text(added(parts)))
 
     async def _fleet(self) -> Snapshot:
         """Read the agents' counters and the fleet gauges from the record."""
@@ -146,10 +154,13 @@ class MetricsServer:
             ping = Count(metrics.RECORD_PING.name, (), time.monotonic() - started)
             fleet = await registry.fleet(clock.now())
             agent_counts = await registry.counted(fleet.hosts)
+            budgets = {h.id: h.budget for h in self._ring.holders() if h.budget}
+            spent = await UsageRecord(registry, "").spent(clock.now()) if budgets else {}
             gauges = (
                 Count(metrics.RECORD_UP.name, (), 1),
                 ping,
                 *fleet_gauges(fleet, await registry.jobs(), clock.now()),
+                *(Count(metrics.BUDGETS.name, (s,), n) for s, n in budget_states(budgets, spent).items()),
             )
             return added([*agent_counts, Snapshot(gauges=gauges)])
         except RecordUnavailable:

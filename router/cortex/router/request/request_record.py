@@ -14,6 +14,7 @@ from cortex.platform.faults import Faults
 from cortex.platform.metrics import INTER_TOKEN
 from cortex.platform.record import Tier
 from cortex.router.api_types import RequestSummary, Try
+from cortex.router.dialects.core.errors import Kind
 
 SETTLE_S = 0.1
 RECENT = 500
@@ -138,6 +139,11 @@ class RequestRecord:
         return (self.tokens_out - 1) / (self.last - self.first)
 
     @property
+    def will_return(self) -> bool:
+        """Whether it is a line of a batch that may not run now: its batch worker sends it again."""
+        return self.fault == Kind.BATCH_WAITS
+
+    @property
     def failed(self) -> bool:
         """Whether it failed for a reason other than the client."""
         return self.status >= 500 or (self.status == 200 and self.fault not in ("", "client_gone"))
@@ -188,6 +194,16 @@ def each(call: Callable[[RequestRecord], object]) -> Listener:
     return listener
 
 
+def final(listener: Listener) -> Listener:
+    """Return a listener without the requests that will return: they have no outcome yet, and may be many."""
+
+    def without(request_records: Sequence[RequestRecord]) -> None:
+        if outcomes := [r for r in request_records if not r.will_return]:
+            listener(outcomes)
+
+    return without
+
+
 class RequestRecords:
     """The requests of one router worker: the active ones and the last finished ones.
 
@@ -210,7 +226,8 @@ class RequestRecords:
         if self._live.pop(id(request_record), None) is None:
             return
         request_record.ended, request_record.phase, request_record.cancel = time.monotonic(), "over", None
-        self._over.append(request_record)
+        if not request_record.will_return:
+            self._over.append(request_record)
         self._unsettled.append(request_record)
         if len(self._unsettled) == 1:
             asyncio.get_running_loop().call_later(SETTLE_S, self.settle)

@@ -47,7 +47,7 @@ def routes(registry: Registry, ring: KeyRing) -> list[HTTPRouteHandler]:
 
     @post("/admin/keys/{name:str}", status_code=200, opt={"needs": "admin", "body": api.KeyChange})
     async def change(name: str, request: Http) -> api.KeysAnswer:
-        """Change a key's group or budget."""
+        """Change a key's name, group or budget. Its id and its usage stay."""
         changed = await _from_record(keys.change(name, read(await request.body(), api.KeyChange)))
         await _from_record(ring.refresh())
         return await answer(changed)

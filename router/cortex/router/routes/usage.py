@@ -1,7 +1,7 @@
 """`/admin/usage` and `/v1/usage`: what requests used, of all keys and of the caller's own."""
 
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
 from litestar import Request, get, post
@@ -21,8 +21,12 @@ MONTH_S = 30 * 86400
 Time = Annotated[float, QueryParameter(ge=0, le=1e11)]
 
 
-def routes(record: UsageRecord) -> list[HTTPRouteHandler]:
-    """Return the routes."""
+def routes(record: UsageRecord, current_names: Callable[[], Mapping[str, str]]) -> list[HTTPRouteHandler]:
+    """Return the routes. `current_names` has those of the keys that exist, by id; the record has those of revoked ones,
+    and earlier ones."""
+
+    async def key_names() -> dict[str, str]:
+        return {**await _recorded(record.names()), **current_names()}
 
     async def answer(by: By, since: float, until: float, key: str) -> UsageAnswer:
         now = time.time()
@@ -30,7 +34,7 @@ def routes(record: UsageRecord) -> list[HTTPRouteHandler]:
         if until < since:
             raise BadRequest("`until` is before `since`")
         since, until = max(since, now - DAYS_S), min(until, now)
-        names = await _recorded(record.names())
+        names = await key_names()
         rows = await _recorded(record.read(since, until, now, key)) if since <= until else []
         groups = [UsageGroup(name=n, **_fields(s)) for n, s in grouped(rows, by, names).items()]
         total = Sums()
@@ -55,7 +59,7 @@ def routes(record: UsageRecord) -> list[HTTPRouteHandler]:
     @post("/admin/usage/forget", status_code=200, opt={"needs": "admin"})
     async def forget(key: str) -> ForgetUsageAnswer:
         """Delete the usage of a key, by its id. What was counted as `other` stays."""
-        names = await _recorded(record.names())
+        names = await key_names()
         ids = [id for id, name in names.items() if key in (id, name)] or [key]
         number = sum([await _recorded(record.forget(id, time.time())) for id in ids])
         return ForgetUsageAnswer(keys=tuple(ids), rows=number)

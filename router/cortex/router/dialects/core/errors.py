@@ -40,6 +40,7 @@ class Kind(StrEnum):
     RATE_LIMITED = "rate_limited"
     LOADING = "loading"
     NO_CAPACITY = "no_capacity"
+    BATCH_WAITS = "batch_waits"
     CRASH_LOOPING = "crash_looping"
     WORKER_ERROR = "worker_error"
     INTERNAL = "internal"
@@ -76,6 +77,7 @@ _TABLE = {
     ),
     Kind.LOADING: _Row(503, 529, "overloaded_error", "server_error", "model_loading", "server_error"),
     Kind.NO_CAPACITY: _Row(503, 529, "overloaded_error", "server_error", "model_loading", "server_is_overloaded"),
+    Kind.BATCH_WAITS: _Row(503, 529, "overloaded_error", "server_error", "batch_waits", "server_is_overloaded"),
     Kind.CRASH_LOOPING: _Row(503, 503, "api_error", "server_error", "worker_error", "server_is_overloaded"),
     Kind.WORKER_ERROR: _Row(502, 502, "api_error", "server_error", "worker_error", "server_error"),
     Kind.INTERNAL: _Row(500, 500, "api_error", "server_error", "worker_error", "server_error"),
