@@ -21,6 +21,7 @@ from msgspec import Struct
 from cortex.platform.api_keys import Principal, Right
 from cortex.platform.audit import AuditRecord
 from cortex.platform.audit_trail import AuditTrail
+from cortex.platform.budget import Budget
 from cortex.platform.registry import RecordUnavailable
 from cortex.router.access.auth import NEEDS, SAFE, read_credentials
 
@@ -55,10 +56,10 @@ ACTIONS: dict[str, tuple[str, str]] = {
 """By method and path: the action, and the part of the path, query or body that names its target."""
 DETAILS = (
     "now", "min", "max", "host", "instance", "run", "follow", "key", "scope", "functions", "rpm", "tpm", "concurrent",
-    "priority", "group", "budget", "expires_s", "overlap_s", "unused", "dry_run", "since",
+    "priority", "group", "budget", "new_name", "expires_s", "overlap_s", "unused", "dry_run", "since",
 )  # fmt: skip
 """The parameters that an entry records. The search text of a log is not among them."""
-NOTHING: tuple[object, ...] = (None, "", 0, False, [], {"usd": 0.0, "tokens": 0})
+NOTHING: tuple[object, ...] = (None, "", 0, False, [])
 """Values that are not worth an entry."""
 
 
@@ -73,13 +74,18 @@ class Action(Struct, frozen=True):
 def action_of(route: str, path: Mapping[str, Any], query: Mapping[str, str], body: bytes) -> Action:
     """Return the action of a request, by its route's method and path. An action without a row is named by these."""
     what, target = ACTIONS.get(route, (route, ""))
-    values: dict[str, Any] = {**_fields(body), **query, **path}
+    fields = _fields(body)
+    values: dict[str, Any] = {**fields, **query, **path}
+    if what == "key change":
+        values["new_name"] = fields.get("name")
     name = _text(values.get(target, ""))
     if what == "function":  # ids hold slashes, so the verb is the last segment
         name, _, verb = name.lstrip("/").rpartition("/")
         what = f"function {verb}"
     elif "{verb}" in what:
         what = what.format(verb=_text(values.get("verb", "")))
+    if "budget" in fields:
+        values["budget"] = _budget(fields["budget"], says_none=what == "key change")
     detail = {k: _text(values[k]) for k in DETAILS if k != target and values.get(k) not in NOTHING}
     return Action(what[:LONGEST_TEXT], name, detail)
 
@@ -89,6 +95,15 @@ def _fields(body: bytes) -> dict[str, Any]:
         return msgspec.json.decode(body, type=dict[str, Any]) if body else {}
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return {}
+
+
+def _budget(value: object, *, says_none: bool) -> str:
+    """Return a budget as operators write it. That a new key has none is not worth saying."""
+    try:
+        budget = msgspec.convert(value, Budget)
+    except msgspec.ValidationError:
+        return _text(value)
+    return str(budget) if budget or says_none else ""
 
 
 def _text(value: object) -> str:
