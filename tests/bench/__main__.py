@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -31,10 +31,10 @@ from cortex.functions.spec import Engine, Function, revision
 from cortex.platform.api_keys import ApiKey, Limits, digest
 from cortex.platform.record import HostRecord, Instance
 from cortex.platform.registry import Registry
-from tests.bench import contenders, load
+from tests.bench import cold_path, contenders, cpu_share, load
 from tests.bench.contenders import Contender
 from tests.bench.load import Timings
-from tests.bench.page import COLD_STARTS, PAGE, cpu_model, section, with_section
+from tests.bench.page import COLD_STARTS, PAGE, cpu_model, section, titles, with_section
 from tests.bench.scenarios import HELD, MODEL, SCENARIOS, WAITING, Scenario
 from tests.support.catalogues import aliases, fake
 from tests.support.stack import eventually, own_redis
@@ -157,42 +157,63 @@ def main() -> int:
             bench = Bench(folder, redis_url, options.router.split())
             if options.profile:
                 return _profile(bench, SCENARIOS[options.profile], options.profile)
-            with bench.servers((1, 2), options.peers) as servers:
-                figures: dict[str, dict[str, Figure]] = {}
-                tables = []
-                for name, scenario in _chosen(options).items():
-                    figures[name] = _measure(bench, servers, scenario, options)
-                    relay = figures.get(scenario.baseline or name, {}).get("relay")
-                    tables.append(_table(name, figures[name], relay))
-                if not options.only:
-                    tables += [_waiters(bench, servers, options.waiters), _held(bench, servers, options.held)]
+            sections = _sections(bench, options)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if not options.only:
-        PAGE.write_text(with_section(_page(tables, options.peers), COLD_STARTS, section(PAGE.read_text(), COLD_STARTS)))
+        sections[COLD_STARTS] = section(PAGE.read_text(), COLD_STARTS)
+        PAGE.write_text(_page(_head(options.peers), sections))
+    elif options.write:
+        page = PAGE.read_text()
+        kept = {title: section(page, title) for title in titles(page)}
+        written = kept | sections
+        written[COLD_STARTS] = written.pop(COLD_STARTS, "")  # at the end
+        PAGE.write_text(_page(_head(options.peers), written))
+    if not options.only or options.write:
         print(f"written: {PAGE.relative_to(ROOT)}")
     return 0
 
 
+def _sections(bench: "Bench", options: argparse.Namespace) -> dict[str, str]:
+    """Measure what was chosen; return the page's sections by title."""
+    chosen, sections = options.only or CHOICES, dict[str, str]()
+    figures: dict[str, dict[str, Figure]] = {}
+    if set(chosen) - {COLD_PATH}:
+        with bench.servers((1, 2), options.peers) as servers:
+            for name in chosen:
+                if (scenario := SCENARIOS.get(name)) is not None:
+                    figures[name] = _measure(bench, servers, scenario, options)
+                    relay = figures.get(scenario.baseline or name, {}).get("relay")
+                    sections[name] = _show(name, _table(figures[name], relay))
+                elif name != COLD_PATH:
+                    title, text = MORE[name](bench, servers, options)
+                    sections[title] = _show(title, text)
+    if COLD_PATH in chosen:
+        folder = bench.folder / "cold-path"
+        folder.mkdir()
+        sections[COLD_PATH] = _show(COLD_PATH, cold_path.table(folder, options.functions, options.starts))
+    return sections
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="just bench", description=__doc__)
-    parser.add_argument("only", nargs="*", metavar="SCENARIO", help=f"of {', '.join(SCENARIOS)}; without: all")
+    parser.add_argument("only", nargs="*", metavar="SCENARIO", help=f"of {', '.join(CHOICES)}; without: all")
+    parser.add_argument("--write", action="store_true", help="write the page's sections of these scenarios")
     parser.add_argument("--requests", type=int, default=300, help="plain requests per round and server")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--held", type=int, default=5000, help="streams that one router process holds")
+    parser.add_argument("--many", type=int, default=100_000, help="requests over which memory is watched")
+    parser.add_argument("--functions", type=int, default=1000, help="functions of the cold path's catalogue")
+    parser.add_argument("--starts", type=int, default=40, help="cold starts to measure")
     parser.add_argument("--waiters", type=int, default=500, help="requests that wait for one cold function")
     parser.add_argument("--peers", action="append", default=[], metavar="litellm", help="another gateway to install")
     parser.add_argument("--peer", action="append", dest="peers", metavar="NAME=URL", help="another that runs already")
     parser.add_argument("--router", default=f"{sys.executable} -m cortex.cli", help="the `cortex` to measure")
     parser.add_argument("--profile", choices=SCENARIOS, help="only record a flame graph of the router")
     options = parser.parse_args()
-    if unknown := [name for name in options.only if name not in SCENARIOS]:
-        parser.error(f"unknown scenario {unknown[0]!r}: use {', '.join(SCENARIOS)}")
+    if unknown := [name for name in options.only if name not in CHOICES]:
+        parser.error(f"unknown scenario {unknown[0]!r}: use {', '.join(CHOICES)}")
     return options
-
-
-def _chosen(options: argparse.Namespace) -> dict[str, Scenario]:
-    return {name: SCENARIOS[name] for name in options.only} or SCENARIOS
 
 
 def _measure(
@@ -232,11 +253,9 @@ def _figure(server: Contender, timings: Timings, cpu_s: float) -> Figure:
     )
 
 
-def _table(name: str, figures: dict[str, Figure], relay: Figure | None) -> str:
-    """Return a scenario's table in Markdown, beside the relay's figure, and print it."""
+def _table(figures: dict[str, Figure], relay: Figure | None) -> str:
+    """Return a scenario's table in Markdown, beside the relay's figure."""
     lines = [
-        f"## {name}",
-        "",
         "| server | CPU µs | × relay | requests/s | p50 ms | p99 ms | memory MiB |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
@@ -245,41 +264,99 @@ def _table(name: str, figures: dict[str, Figure], relay: Figure | None) -> str:
         ratio = f"{f.cpu_us / relay.cpu_us:.2f}" if relay and has_process else ""
         cpu, memory = (f"{f.cpu_us:.0f}", f"{f.memory_mb:.0f}") if has_process else ("", "")
         lines.append(f"| {server} | {cpu} | {ratio} | {f.rps:.0f} | {f.p50_ms:.1f} | {f.p99_ms:.1f} | {memory} |")
-    return _show("\n".join(lines))
+    return "\n".join(lines)
 
 
-def _waiters(bench: Bench, servers: Sequence[Contender], number: int) -> str:
-    router = next(s for s in servers if s.name == "cortex")
+def _waiters(bench: Bench, servers: Sequence[Contender], options: argparse.Namespace) -> tuple[str, str]:
+    router, number = next(s for s in servers if s.name == "cortex"), options.waiters
     bench.say(State.STARTING)
     before = router.cpu_s()
     timings = asyncio.run(
         load.wait_together(router.url, WAITING, "sk-bench", number, lambda: bench.say(State.READY), bench.waiting)
     )
     cpu_us, p50, p99 = (router.cpu_s() - before) / number * 1e6, *map(timings.percentile_ms, (0.5, 0.99))
-    return _show(
-        f"## {number} requests that wait for one cold function\n\n"
+    return (
+        f"{number} requests that wait for one cold function",
         f"From its worker's readiness to the end of each stream of 100 chunks: p50 {p50:.0f} ms, p99 {p99:.0f} ms; "
-        f"CPU {cpu_us:.0f} µs for each, the wait included."
+        f"CPU {cpu_us:.0f} µs for each, the wait included.",
     )
 
 
-def _held(bench: Bench, servers: Sequence[Contender], number: int) -> str:
-    router = next(s for s in servers if s.name == "cortex")
+def _held(bench: Bench, servers: Sequence[Contender], options: argparse.Namespace) -> tuple[str, str]:
+    router, number = next(s for s in servers if s.name == "cortex"), options.held
     bench.say()
     before = router.memory_mb()
     during = asyncio.run(load.hold(router.url, HELD, "sk-bench", number, router.memory_mb))
-    return _show(
-        f"## {number} streams held open in one process\n\n"
-        f"Memory {during:.0f} MiB; {before:.0f} MiB before them ({(during - before) / number * 1024:.1f} KiB for each)."
+    return (
+        f"{number} streams held open in one process",
+        f"Memory {during:.0f} MiB; {before:.0f} MiB before them "
+        f"({(during - before) / number * 1024:.1f} KiB for each).",
     )
 
 
-def _show(section: str) -> str:
-    print(section, end="\n\n", flush=True)
-    return section
+def _memory(bench: Bench, servers: Sequence[Contender], options: argparse.Namespace) -> tuple[str, str]:
+    """Send many plain requests to one process, and read its memory after each tenth."""
+    router, plain, tenth = next(s for s in servers if s.name == "cortex"), SCENARIOS["plain"], options.many // 10
+    memory_mb = list[float]()
+    for _ in range(10):
+        bench.say()
+        asyncio.run(load.send(router.url, plain, f"sk-{plain.key}", tenth))
+        memory_mb.append(router.memory_mb())
+    return (
+        "memory over many requests",
+        f"One process, {tenth * 10} plain requests. MiB after each tenth: {', '.join(f'{m:.0f}' for m in memory_mb)}.",
+    )
 
 
-def _page(sections: Sequence[str], peers: Sequence[str]) -> str:
+def _scaling(bench: Bench, servers: Sequence[Contender], options: argparse.Namespace) -> tuple[str, str]:
+    """Compare one router worker with two, each limited to an equal share of a CPU."""
+    plain, rps = SCENARIOS["plain, 64 connections"], dict[str, float]()
+    try:
+        for name in ("cortex", "cortex, 2 workers"):
+            router = next(s for s in servers if s.name == name)
+            assert router.process is not None
+            pids = [p.pid for p in router.process.children()] or [router.process.pid]
+            with cpu_share.limited(pids, SHARE):
+                for _ in range(options.rounds):
+                    bench.say()
+                    timings = asyncio.run(load.send(router.url, plain, f"sk-{plain.key}", options.requests * 4))
+                    rps[name] = max(rps.get(name, 0.0), len(timings.each) / timings.whole_s)
+    except OSError as error:
+        return TWO_WORKERS, f"Not measured: a worker's CPU time cannot be limited here ({error})."
+    one, two = rps.values()
+    return (
+        TWO_WORKERS,
+        f"Each worker has {SHARE:.0%} of a CPU, so that load and upstream have the rest: {one:.0f} plain requests/s by "
+        f"one, {two:.0f} by two, {two / one:.2f} × as many.",
+    )
+
+
+TWO_WORKERS = "two workers beside one"
+SHARE = 0.2
+MORE: dict[str, Callable[[Bench, Sequence[Contender], argparse.Namespace], tuple[str, str]]] = {
+    "two workers": _scaling,
+    "waiting": _waiters,
+    "held": _held,
+    "memory": _memory,
+}
+"""What is no table of servers: each returns a title and a text."""
+COLD_PATH = "the cold path"
+CHOICES = (*SCENARIOS, *MORE, COLD_PATH)
+
+
+def _show(title: str, text: str) -> str:
+    print(f"## {title}\n\n{text}", end="\n\n", flush=True)
+    return text
+
+
+def _page(head: str, sections: Mapping[str, str]) -> str:
+    page = f"{head}\n"
+    for title, text in sections.items():
+        page = with_section(page, title, text)
+    return page
+
+
+def _head(peers: Sequence[str]) -> str:
     nginx = subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=False).stderr.strip()
     software = [
         f"Python {platform.python_version()}",
@@ -288,12 +365,11 @@ def _page(sections: Sequence[str], peers: Sequence[str]) -> str:
         *(peers or ()),
     ]
     pins = "pinned" if _cpus() else "not pinned: too few CPUs"
-    head = HEAD.format(
+    return HEAD.format(
         cpus=f"{os.cpu_count()} CPUs ({pins}), {cpu_model()}",
         software=", ".join(software),
         date=f"{datetime.now(UTC):%Y-%m-%d}",
     )
-    return "\n\n".join([head, *sections]) + "\n"
 
 
 def _profile(bench: Bench, scenario: Scenario, name: str) -> int:

@@ -21,6 +21,11 @@ def section(page: str, title: str) -> str:
     return match[1].rstrip() if match else ""
 
 
+def titles(page: str) -> list[str]:
+    """Return the titles of the page's sections, in their order."""
+    return re.findall(r"^## (.+)$", page, flags=re.MULTILINE)
+
+
 def cpu_model() -> str:
     """Return the processor's name; empty where the kernel says none."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
