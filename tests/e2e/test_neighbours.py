@@ -13,7 +13,7 @@ from tests.support.fleet import Fleet
 from tests.support.hub import FakeHub, fake_hub
 from tests.support.stack import eventually, own_redis
 
-pytestmark = pytest.mark.xdist_group("agents")
+pytestmark = [pytest.mark.xdist_group("agents"), pytest.mark.long]
 
 FILE = "m-Q4_K_M.gguf"
 SIZE = 8_000_000
@@ -31,7 +31,11 @@ def hub() -> Iterator[FakeHub]:
 def fleet(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     folder = tmp_path_factory.mktemp("neighbours")
     agents = {
-        name: {"CORTEX_AGENT__CACHE_DIR": str(folder / f"cache-{name}"), "CORTEX_HUB__ENDPOINT": hub.url}
+        name: {
+            "CORTEX_AGENT__CACHE_DIR": str(folder / f"cache-{name}"),
+            "CORTEX_AGENT__OFFER_MB_S": "4",
+            "CORTEX_HUB__ENDPOINT": hub.url,
+        }
         for name in ("a", "b")
     }
     models = "\n".join(entry(f"w/{n}", engine="llamacpp", source=f"org/{n}", quant="Q4_K_M") for n in ("one", "cut"))
@@ -64,3 +68,23 @@ def test_the_second_host_takes_its_weights_from_the_first(fleet: Fleet, hub: Fak
     assert Path(second["path"]).read_bytes() == hub.repos["org/one"][FILE]
     table = fleet.cli("weights", "ls").stdout
     assert [line.split()[-2] for line in table.splitlines() if "org/one" in line] == ["hub", "a"], table
+
+
+def test_the_hub_goes_on_where_a_neighbour_was_killed(fleet: Fleet, hub: FakeHub) -> None:
+    fetch(fleet, "cut", "a")
+    sent = hub.sent[FILE]
+
+    def done() -> int:
+        jobs = fleet.http.get("/admin/jobs", params={"host": "b"}).json()["jobs"]
+        return max((j["done"] for j in jobs if "w/cut" in j["functions"]), default=0)
+
+    fleet.http.post("/admin/weights/fetch", json={"function": "w/cut", "host": "b"}).raise_for_status()
+    eventually(lambda: done() > SIZE // 8, what="a part of it")
+    fleet.kill("a")
+    result = eventually(lambda: stored(fleet, "cut", "b"), within_s=30, what="w/cut on b")
+
+    assert 0 < result["origins"]["a"] < SIZE
+    assert result["origins"] == {"a": result["origins"]["a"], "": SIZE - result["origins"]["a"]}
+    assert hub.sent[FILE] - sent == result["origins"][""]
+    assert Path(result["path"]).read_bytes() == hub.repos["org/cut"][FILE]
+    assert '"event": "neighbour_ignored"' in fleet.log("jobs-b")

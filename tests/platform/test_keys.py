@@ -52,6 +52,14 @@ def test_a_neighbours_token_opens_offers_at_this_address_only(fleet_file: Path, 
     assert not own.opens_offers("", ADDRESS)
 
 
+def test_a_host_proves_to_one_other_what_it_says(fleet_file: Path, own_file: Path) -> None:
+    seal = FleetToken(fleet_file).seal_between("a", "b")
+    own = HostToken.own(own_file, "a")
+
+    assert own.proofs("b", "text") == (keys.proof(seal, "text"),)
+    assert own.proofs("c", "text") != own.proofs("b", "text") != own.proofs("b", "another")
+
+
 def test_derivations_do_not_change_between_releases() -> None:
     # Routers and agents of two releases may share a fleet, and workers outlive an upgrade.
     own = host_token("token", "a")

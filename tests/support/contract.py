@@ -23,6 +23,8 @@ from cortex.platform.agent_messages import (
     Ensure,
     EnsureAdapter,
     Fetching,
+    KernelOffer,
+    KernelRequest,
     Neighbour,
     Neighbours,
     Offers,
@@ -68,6 +70,8 @@ KINDS: dict[str, Any] = {
     "heed": CatalogueUpdate,
     "neighbours": Neighbours,
     "offers": Offers,
+    "kernels": KernelRequest,
+    "answer to kernels": KernelOffer,
     "answer to ensure: going": Accepted | Rejected,
     "answer to ensure: refused": Accepted | Rejected,
     "answer to plan": PlacementPlan | Rejected,
@@ -105,6 +109,7 @@ def spoken() -> dict[str, Any]:
     stored = Stored(name="org/model@main", kind="hub", size=10, path="/w", commit="c", at=1.5, functions=("org/model",),
                     origins={"": 4, "host-b": 6})  # fmt: skip
     weights = LocalWeights("/w", 10, adapters={"org/v": "/a"})
+    neighbour = Neighbour(host="host-b", address="http://10.0.0.3:13131", token="t", seal="s")
     held = Held(device="GPU-1", pid=9, command="python", memory_mb=100)
     return {
         "ensure": Ensure(function, force=True, waited_s=2.5, turn=True),
@@ -113,8 +118,11 @@ def spoken() -> dict[str, Any]:
         "plan": PlanRequest(function),
         "cool": Cool("org/model", at_once=True),
         "heed": CatalogueUpdate(Catalogue(functions={"org/model": function}, aliases={"small": "org/model"}), "digest"),
-        "neighbours": Neighbours(hosts=(Neighbour(host="host-b", address="http://10.0.0.3:13131", token="t"),)),
+        "neighbours": Neighbours(hosts=(neighbour,)),
         "offers": Offers(weights={"5f" * 32: 10}),
+        "kernels": KernelRequest(host="host-a", build="vllm-0-26", device="h200", revision="r1", settings="full",
+                                 place="p"),
+        "answer to kernels": KernelOffer(digest="5f" * 32, size=10, proofs=("p",)),
         "answer to ensure: going": Accepted("i1", State.STARTING),
         "answer to ensure: refused": Rejected("full", When.LATER, retry_at=9.5, short_by_mb=10, failure=failure,
                                              turn_in_s=4.5),

@@ -27,6 +27,8 @@ class NeighbourDouble:
         """Transfers are answered with this status instead."""
         self.offers: bytes | None = None
         """The list of offers, instead of the right one."""
+        self.kernels = b"{}"
+        """The answer to a request for compiled code."""
         self.transfers: list[int] = []
         """The offset of each transfer."""
 
@@ -72,6 +74,10 @@ def _handler(double: NeighbourDouble) -> type[BaseHTTPRequestHandler]:
                 offset = int(match[1]) if match else 0
                 double.transfers.append(offset)
                 self._answer(206 if match else 200, content[offset:], double.cut_after)
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self._answer(200 if self.path == "/kernels" else 404, double.kernels)
 
         def log_message(self, *_: Any) -> None: ...
 

@@ -75,11 +75,13 @@ class CatalogueUpdate(Struct, frozen=True):
 
 
 class Neighbour(Struct, frozen=True, kw_only=True):
-    """Another host of the fleet, and the token for what its agent offers. The token is a secret."""
+    """Another host of the fleet, the token for what its agent offers, and the seal of its proofs. Both are secrets; the
+    token is sent to it, the seal never."""
 
     host: str
     address: str
     token: str
+    seal: str = ""
 
 
 class Neighbours(Struct, frozen=True, kw_only=True):
@@ -93,6 +95,30 @@ class Offers(Struct, frozen=True, kw_only=True):
 
     weights: dict[str, int] = {}
     """Bytes of each file of finished downloads, by the file's SHA-256."""
+
+
+class KernelRequest(Struct, frozen=True, kw_only=True):
+    """Request compiled code that fits exactly: the engine's build, the kind of device, a function's revision, the
+    settings of a start, and the place (`compile_caches.place_of`). `host` asks."""
+
+    host: str
+    build: str
+    device: str
+    revision: str
+    settings: str
+    place: str
+
+    def proves(self, digest: str) -> str:
+        """Return what a host proves that answers with this pack."""
+        return "\0".join((self.host, self.build, self.device, self.revision, self.settings, self.place, digest))
+
+
+class KernelOffer(Struct, frozen=True, kw_only=True):
+    """Answer to it: the offered pack, with a proof for each of the host's tokens; without a digest, there is none."""
+
+    digest: str = ""
+    size: int = 0
+    proofs: tuple[str, ...] = ()
 
 
 class Accepted(Struct, frozen=True, tag="going"):
@@ -204,7 +230,8 @@ class Stored(Struct, frozen=True, kw_only=True):
     name: str
     """How they are named as a source: `org/name@revision:Q4_K_M`."""
     kind: str
-    """hub, demo, by hand, path (a file that is none of ours), or partial (a download that is not finished)."""
+    """hub, demo, by hand, path (a file that is none of ours), partial (a download that is not finished), or compiled
+    (an engine's code for a kind of device)."""
     size: int
     """Bytes."""
     path: str
@@ -215,7 +242,7 @@ class Stored(Struct, frozen=True, kw_only=True):
     in_use: bool = False
     """An instance has been started from them."""
     origins: dict[str, int] = {}
-    """Of a download: the bytes from each host, and from the hub (`""`)."""
+    """The bytes from other hosts by name, and of a download from the hub (`""`)."""
 
 
 class Removed(Struct, frozen=True, kw_only=True):

@@ -5,6 +5,8 @@
                  └─ host token, by the host's name ─┬─ agent token, by the agent's address: what routers send
                                                     ├─ neighbour token, by the agent's address: what its fleet's other
                                                     │  agents send for what it offers
+                                                    ├─ seal, by another host's name: what proves to that host that
+                                                    │  something comes from this one
                                                     └─ worker key, by the instance's id: the worker's API key
 
 Each step is an HMAC-SHA256, which cannot be reversed. With its host's token an agent authenticates routers and its
@@ -63,6 +65,16 @@ def agent_token(own: str, address: str) -> str:
 def neighbour_token(own: str, address: str) -> str:
     """Return the bearer token for what the agent at an address offers to other agents, from its host's token."""
     return _derive(own, f"neighbour:{address}")
+
+
+def neighbour_seal(own: str, other: str) -> str:
+    """Return the secret with which a host proves to another that something comes from it, from its host's token."""
+    return _derive(own, f"seal:{other}")
+
+
+def proof(seal: str, text: str) -> str:
+    """Return the authentication code of a text under a seal, which is never sent itself."""
+    return _derive(seal, text)
 
 
 def worker_key(own: str, instance: str) -> str:
@@ -172,6 +184,10 @@ class FleetToken:
         """Return the bearer token that other agents send to the agent of a host at this address."""
         return neighbour_token(host_token(self.current, host), address)
 
+    def seal_between(self, host: str, other: str) -> str:
+        """Return the seal with which a host proves something to another."""
+        return neighbour_seal(host_token(self.current, host), other)
+
     def worker_keys(self, hosts: Iterable[str], instance: str) -> list[str]:
         """Return the keys that an instance may have under these names of its host: for each that of the current token,
         then those of the others."""
@@ -228,6 +244,10 @@ class HostToken:
         """Return whether a bearer token is another agent's for what the agent at this address offers. Compares in
         constant time."""
         return any([same(bearer, neighbour_token(entry.token, address)) for entry in self._file.entries()])
+
+    def proofs(self, other: str, text: str) -> tuple[str, ...]:
+        """Return this host's proofs of a text for another host, one for each token."""
+        return tuple(proof(neighbour_seal(entry.token, other), text) for entry in self._file.entries())
 
     def worker_key(self, instance: str) -> str:
         """Return the key that an instance which starts now gets."""

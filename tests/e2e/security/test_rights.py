@@ -180,6 +180,7 @@ AGENT = {
     "GET /record": FLEET,
     "GET /weights": FLEET,
     "POST /drain": FLEET,
+    "POST /kernels": NEIGHBOUR,
     "POST /functions/adapter": FLEET,
     "POST /functions/cool": FLEET,
     "POST /functions/ensure": FLEET,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cortex.platform.workers.compile_caches import MOST_FOLDERS, compiled, mark, prune
+from cortex.platform.workers.compile_caches import MOST_FOLDERS, compiled, has_code, mark, prune
 
 OLD_S = 7200.0
 
@@ -128,3 +128,38 @@ def test_the_marks_that_were_used_longest_ago_are_removed(tmp_path: Path) -> Non
 
     left = [r for r in ("0", "1", "2", "new") if compiled(tmp_path, r, ("full",))]
     assert left == ["0", "2", "new"]
+
+
+def test_units_beyond_the_size_go_the_least_recently_used_first(tmp_path: Path) -> None:
+    for n in range(4):
+        path = folder(tmp_path, str(n), age_s=OLD_S + n)
+        (path / "large").write_bytes(bytes(1000))
+        os.utime(path / "large", (time.time() - OLD_S - n,) * 2)
+    file = tmp_path / "inductor" / "ab" / "code.so"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(bytes(5000))
+    os.utime(file, (time.time() - OLD_S * 2,) * 2)
+
+    removed = prune(tmp_path, most_bytes=2100)
+
+    assert removed == 3
+    assert sorted(p.name for p in (tmp_path / "vllm" / "torch_compile_cache").iterdir()) == ["0", "1"]
+    assert not file.exists()
+
+
+def test_units_that_were_not_used_for_long_are_removed(tmp_path: Path) -> None:
+    old, new = folder(tmp_path, "old", age_s=OLD_S * 10), folder(tmp_path, "new", age_s=OLD_S)
+
+    removed = prune(tmp_path, most_age_s=OLD_S * 5)
+
+    assert (removed, old.exists(), new.exists()) == (1, False, True)
+
+
+def test_code_is_for_the_place_where_it_was_compiled(tmp_path: Path) -> None:
+    folder(tmp_path, "one", age_s=0)
+    mark(tmp_path, "abc", "full", "here")
+
+    places = [has_code(tmp_path, "abc", "full", place) for place in ("here", "there")]
+
+    assert places == [True, False]
+    assert not has_code(tmp_path, "def", "full", "here")

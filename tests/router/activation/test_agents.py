@@ -9,7 +9,7 @@ import trustme
 from msgspec.structs import replace
 
 from cortex.platform.agent_messages import Ensure, Neighbour, Neighbours
-from cortex.platform.keys import FleetToken, agent_token, host_token, neighbour_token
+from cortex.platform.keys import FleetToken, agent_token, host_token, neighbour_seal, neighbour_token
 from cortex.platform.record import HostRecord
 from cortex.router.activation.agents import Agents, AgentUnavailable, AgentUnreachable
 from tests.support.factories import a_function, a_host
@@ -130,5 +130,6 @@ async def test_a_host_is_told_the_others_each_with_a_token_that_opens_only_what_
     result = agents.neighbours_of(one, (one, two))
     await agents.close()
 
-    expected = neighbour_token(host_token("a-token-of-the-fleet", "two"), "http://two:13131")
-    assert result == Neighbours(hosts=(Neighbour(host="two", address="http://two:13131", token=expected),))
+    own, address = host_token("a-token-of-the-fleet", "two"), "http://two:13131"
+    token, seal = neighbour_token(own, address), neighbour_seal(own, "one")
+    assert result == Neighbours(hosts=(Neighbour(host="two", address=address, token=token, seal=seal),))

@@ -25,9 +25,9 @@ CACHE_BYTES_SINCE = (0, 11)
 """The first version with `--kv-cache-memory-bytes`."""
 SIZING_ARGUMENTS = ("--kv-cache-memory", "--gpu-memory-utilization", "--num-gpu-blocks-override")
 
-EAGER = "--enforce-eager"
+EAGER, NOT_EAGER = "--enforce-eager", "--no-enforce-eager"
 GRAPH_ARGUMENTS = (
-    EAGER, "--no-enforce-eager", "--compilation-config", "-cc", "-O", "--optimization-level",
+    EAGER, NOT_EAGER, "--compilation-config", "-cc", "-O", "--optimization-level",
     "--cudagraph-capture-sizes", "--max-cudagraph-capture-size", "--cuda-graph-sizes",
 )  # fmt: skip
 """Arguments by which a function decides about compilation and graphs itself."""
@@ -168,7 +168,7 @@ def launch(function: Function, context: LaunchContext) -> Launch:
         server="vllm",
         files={context.key_file: "\n".join(filter(None, (context.key, context.control_key)))},
         tricks=tricks,
-        compiles="" if on_cpu or is_eager(function, tricks) else _compiles(context.version, tricks),
+        compiles="" if is_eager(function, tricks, on_cpu=on_cpu) else _compiles(context.version, tricks),
     )  # fmt: skip
 
 
@@ -224,9 +224,9 @@ def choose_tricks(function: Function, context: LaunchContext) -> tuple[Trick, ..
     return (*fast[:1], *known)  # (3)
 
 
-def is_eager(function: Function, tricks: Collection[str]) -> bool:
-    """Whether an engine on a GPU makes no graphs."""
-    return EAGER in function.args or Trick.EAGER in tricks
+def is_eager(function: Function, tricks: Collection[str], *, on_cpu: bool = False) -> bool:
+    """Whether an engine neither compiles nor makes graphs: on a CPU, unless the function's arguments say otherwise."""
+    return EAGER in function.args or Trick.EAGER in tricks or (on_cpu and NOT_EAGER not in function.args)
 
 
 def _compiles(version: str, tricks: tuple[Trick, ...]) -> str:

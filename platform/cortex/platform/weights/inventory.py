@@ -14,11 +14,14 @@ from msgspec.structs import replace
 from cortex.functions.sources import BadSource, Demo, Local, Repo, Source, source_of
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Remove, Removed, Stored
+from cortex.platform.weights import compiled
 from cortex.platform.weights.hub import OWNER_MARK
 from cortex.platform.weights.origins import Origins
 from cortex.platform.weights.store import MIB, Manifest, WeightsUnavailable, demo_path, find, hub_cache, manifest
 
-REMOVABLE = ("hub", "demo", "partial")
+UNUSED = ("hub", "demo", "partial")
+"""Kinds that are removed when no function uses them."""
+REMOVABLE = (*UNUSED, compiled.KIND)
 """Kinds that may be removed."""
 
 
@@ -29,8 +32,8 @@ def inventory(cache: Path, declared: Collection[Function], running: Collection[s
 
 
 def in_cache(cache: Path) -> list[Stored]:
-    """Return the weights that cortex wrote to its cache."""
-    return [*_downloads(cache), *_demos(cache), *_partial_downloads(cache)]
+    """Return the weights that cortex wrote to its cache, and the code that engines compiled there."""
+    return [*_downloads(cache), *_demos(cache), *_partial_downloads(cache), *compiled.stored(cache)]
 
 
 def operator_weights(function: Function, cache: Path) -> Stored | None:
@@ -64,7 +67,7 @@ def remove(cache: Path, stock: Collection[Stored], request: Remove, fetching: Co
         matches = stored.name in names or bool(names.intersection(stored.functions))
         names.discard(stored.name)
         names.difference_update(stored.functions)
-        unused = request.unused and not stored.functions and stored.kind in REMOVABLE
+        unused = request.unused and not stored.functions and stored.kind in UNUSED
         if not (matches or unused):
             continue
         if reason := _refusal(stored, fetching):
@@ -82,12 +85,15 @@ def _refusal(stored: Stored, fetching: Collection[str]) -> str:
         return f"cortex did not put {stored.path} there and does not remove it"
     if stored.in_use:
         return "an instance runs from it: `cortex fn cool` first"
-    if stored.kind != "demo" and _repo(stored.name) in {_repo(s) for s in fetching}:
+    if stored.kind not in ("demo", compiled.KIND) and _repo(stored.name) in {_repo(s) for s in fetching}:
         return f"{_repo(stored.name)} is being fetched: `cortex jobs cancel` first"
     return ""
 
 
 def _delete(cache: Path, stored: Stored) -> None:
+    if stored.kind == compiled.KIND:
+        compiled.remove(cache, stored)
+        return
     if stored.kind == "demo":
         _inside(Path(stored.path), cache / "demo").unlink(missing_ok=True)
         return

@@ -18,7 +18,8 @@ import httpx
 import msgspec
 import structlog
 
-from cortex.platform.agent_messages import Neighbour, Neighbours, Offers
+from cortex.platform import keys
+from cortex.platform.agent_messages import KernelOffer, KernelRequest, Neighbour, Neighbours, Offers
 from cortex.platform.serving.trust import trust
 from cortex.platform.settings import Settings
 
@@ -122,6 +123,35 @@ class NeighbourClient:
             raise NeighbourLost(str(error) or type(error).__name__) from None
         if left:
             raise NeighbourLost("it broke off")
+
+    def kernels(self, request: KernelRequest, hosts: Collection[str]) -> Iterator[tuple[Neighbour, KernelOffer]]:
+        """Yield the packs that neighbours with these names (`*`: any) offer, each proved to come from its host."""
+        for neighbour in self._hosts:
+            if "*" not in hosts and neighbour.host not in hosts:
+                continue
+            try:
+                offer = self._ask_kernels(neighbour, request)
+            except (httpx.HTTPError, httpx.InvalidURL, msgspec.MsgspecError) as error:
+                log.info("neighbour_silent", neighbour=neighbour.host, why=str(error) or type(error).__name__)
+                continue
+            if offer is None or not offer.digest:
+                continue
+            expected = keys.proof(neighbour.seal, request.proves(offer.digest))
+            if neighbour.seal and any([keys.same(p, expected) for p in offer.proofs]):
+                yield neighbour, offer
+            else:
+                self.give_up(neighbour, "its compiled code is not proved to come from it")
+
+    def _ask_kernels(self, neighbour: Neighbour, request: KernelRequest) -> KernelOffer | None:
+        assert self._http is not None
+        answer = self._http.post(
+            f"{neighbour.address}/kernels",
+            content=msgspec.json.encode(request),
+            headers={"authorization": f"Bearer {neighbour.token}", "content-type": "application/json"},
+        )
+        if answer.status_code != httpx.codes.OK:
+            return None
+        return msgspec.json.decode(answer.content, type=KernelOffer)
 
     def give_up(self, neighbour: Neighbour, why: str) -> None:
         """Use a neighbour no more, and log it once."""

@@ -62,9 +62,10 @@ from cortex.platform.weights.fetches import Fetches
 from cortex.platform.workers import cgroup, hardening, launch_context, log_files, process
 from cortex.platform.workers.adapter_loads import AdapterLoads
 from cortex.platform.workers.checkpoint import Freezer
-from cortex.platform.workers.compile_caches import CompileCaches
+from cortex.platform.workers.compile_caches import CompileCaches, place_of
 from cortex.platform.workers.control_keys import ControlKeys
 from cortex.platform.workers.health import HealthChecks
+from cortex.platform.workers.kernels import Kernels
 from cortex.platform.workers.ports import NoPort, Ports
 from cortex.platform.workers.probe import Probe
 from cortex.platform.workers.readahead import read_ahead
@@ -105,7 +106,8 @@ class Supervisor:
         self._faults = faults or Faults()
         self.looks = disk.looks()
         self.fetches = Fetches(settings, tell, self.looks)
-        self._compile_caches = CompileCaches(self.looks, self._faults)
+        self._compile_caches = CompileCaches(self.looks, self._faults, settings.agent)
+        self.kernels = Kernels(settings, token)
         self._tasks: set[asyncio.Task[None]] = set()
         self._effects: dict[tuple[str, str], asyncio.Task[None]] = {}
         """The running effect by kind and instance."""
@@ -305,6 +307,11 @@ class Supervisor:
         cache = Path(context.cache)
         context = replace(context, compiled=await self._compile_caches.compiled(instance, cache))
         command = launch(launch_context.with_local_paths(function, effect.weights), context)
+        place = place_of(command.argv[:1], effect.weights.path) if command.compiles else ""
+        kernels_from = await self._fetch_kernels(instance, cache, command.compiles, place)
+        if not self._is_starting(instance.id):
+            self._tell(events.Exited(instance.id, "was stopped before it was started"))
+            return
         for path, content in command.files.items():
             process.write_private(Path(path), content.encode(), self._user)
         child, path, warm = await self._start_process(instance.id, command, log_path, not_warm, context.cache)
@@ -326,7 +333,7 @@ class Supervisor:
                 server=command.server,
                 health_path=command.health_path,
                 served_name=command.served_name,
-                path=path,
+                path=f"{path}, kernels from {kernels_from}" if kernels_from else path,
                 warm=warm,
                 sleeps=context.sleeps,
                 adapters={id: number for number, id in enumerate(at_start)},
@@ -334,7 +341,7 @@ class Supervisor:
                 tricks=command.tricks,
             )
         )
-        self._compile_caches.begin(instance, cache, command.compiles)
+        self._compile_caches.begin(instance, cache, command.compiles, place)
         log.info("worker_spawned", function=function.id, instance=instance.id, pid=child.pid, path=path)
         reading = self._follow_log(function.id, instance.id, command.server, warm=warm)
         worker = replace(instance, url=url, server=command.server, health_path=command.health_path)
@@ -343,6 +350,16 @@ class Supervisor:
             self._own("read ahead", self._read_ahead(instance.id, function.id, Path(effect.weights.path)))
         if command.server == "vllm" and context.cache:
             self._own("prune", self._compile_caches.prune(cache))
+            self._own("tidy kernels", self.kernels.tidy())
+
+    async def _fetch_kernels(self, instance: Instance, cache: Path, compiles: str, place: str) -> str:
+        """Fetch the code that a start would compile from a neighbour that has it. Return its host, or ""."""
+        if not compiles or not self._settings.agent.kernels_from:
+            return ""
+        self._tell(events.SignOfLife(instance.id, "asking for kernels"))
+        with self._faults.guard("kernels"):
+            return await self.kernels.fetch(cache, self.kernels.request(cache, instance.revision, compiles, place))
+        return ""
 
     def _launch_context(self, effect: Spawn) -> LaunchContext:
         """Return what a worker is given on this host, with a port and a temporary directory of its own."""

@@ -153,7 +153,12 @@ class Agents:
         others = sorted((h.name, h.address) for h in fleet if h.name != host.name)
         return Neighbours(
             hosts=tuple(
-                Neighbour(host=name, address=address, token=self._token.for_neighbours(name, address))
+                Neighbour(
+                    host=name,
+                    address=address,
+                    token=self._token.for_neighbours(name, address),
+                    seal=self._token.seal_between(name, host.name),
+                )
                 for name, address in others
             )
         )

@@ -11,17 +11,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from litestar import Request, Response, get, put
+from litestar import Request, Response, get, post, put
 from litestar.exceptions import NotFoundException, ServiceUnavailableException
 from litestar.handlers import HTTPRouteHandler
 from litestar.response import Stream
 
 from cortex.platform.agent.loop import Agent
 from cortex.platform.agent.pace import Pace
-from cortex.platform.agent_messages import Neighbours, Offers
+from cortex.platform.agent_messages import KernelOffer, KernelRequest, Neighbours, Offers
 from cortex.platform.blocking_calls import BlockingCalls
 from cortex.platform.weights import neighbours as neighbour_client
 from cortex.platform.weights import offers as weight_offers
+from cortex.platform.workers import kernel_pack
 from cortex.platform.workers.process import write_private
 
 MIB = 1024 * 1024
@@ -35,7 +36,14 @@ _RANGE = re.compile(r"bytes=(\d{1,15})-")
 def routes(agent: Agent) -> list[HTTPRouteHandler]:
     """Return `/offers` for the neighbours, and `/neighbours` for the routers."""
     own = agent.settings.agent
+
+    @post("/kernels", opt={"needs": NEIGHBOUR}, status_code=200)
+    async def kernels(data: KernelRequest) -> KernelOffer:
+        """Offer the compiled code that fits a neighbour's start, as a pack."""
+        return await agent.supervisor.kernels.offer(data)
+
     return [
+        kernels,
         *offer_routes(Path(own.cache_dir), own.offer_mb_s, agent.supervisor.looks),
         neighbours_route(neighbour_client.neighbours_file(own.state_dir), agent.supervisor.looks),
     ]
@@ -58,6 +66,9 @@ def offer_routes(cache: Path, mb_s: int, looks: BlockingCalls) -> list[HTTPRoute
     """Return the routes for what this host offers; with `mb_s` 0, they offer nothing."""
     pace, transfers = Pace(mb_s * MIB), set[object]()
 
+    def offered() -> dict[str, Path]:
+        return weight_offers.offered(cache) | kernel_pack.packs(cache)
+
     @get("/offers", opt={"needs": NEIGHBOUR})
     async def offers() -> Offers:
         """List what this host offers."""
@@ -68,7 +79,7 @@ def offer_routes(cache: Path, mb_s: int, looks: BlockingCalls) -> list[HTTPRoute
     @get("/offers/{digest:str}", opt={"needs": NEIGHBOUR})
     async def offer(request: Request[Any, Any, Any], digest: str) -> Response[Any]:
         """Send an offered file, or its end (`Range: bytes=N-`)."""
-        files = await looks.look(str(cache), "offered", partial(weight_offers.offered, cache)) if mb_s else {}
+        files = await looks.look(str(cache), "offered", offered) if mb_s else {}
         if (path := files.get(digest)) is None:
             raise NotFoundException("this host offers no such file")
         if len(transfers) >= MOST_TRANSFERS:
