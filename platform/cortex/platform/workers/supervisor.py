@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 from msgspec.structs import replace
 
-from cortex.functions.launch import CannotLaunch, Launch, LaunchContext, launch
+from cortex.functions.launch import CannotLaunch, Launch, LaunchContext, launch, vllm
 from cortex.functions.lifecycle import State
 from cortex.functions.names import slug
 from cortex.functions.servers import COMMAND
@@ -307,7 +307,8 @@ class Supervisor:
         cache = Path(context.cache)
         context = replace(context, compiled=await self._compile_caches.compiled(instance, cache))
         command = launch(launch_context.with_local_paths(function, effect.weights), context)
-        place = place_of(command.argv[:1], effect.weights.path) if command.compiles else ""
+        paths = (command.argv[0], effect.weights.path, "" if vllm.is_movable(context.version) else context.cache)
+        place = place_of(*paths) if command.compiles else ""
         kernels_from = await self._fetch_kernels(instance, cache, command.compiles, place)
         if not self._is_starting(instance.id):
             self._tell(events.Exited(instance.id, "was stopped before it was started"))
