@@ -122,6 +122,7 @@ def test_a_process_with_the_pid_of_a_worker_from_before_a_reboot_is_left_alone(f
     stranger.wait(10)
 
 
+@pytest.mark.long
 def test_a_second_agent_on_one_state_directory_ends_and_changes_nothing(fleet: Fleet) -> None:
     assert fleet.chat("fake/one").status_code == 200
     before = {w.pid for w in fleet.workers()}

@@ -88,6 +88,7 @@ def test_requests_are_listed_and_cancelled(stack: Stack) -> None:
     assert stack.cli("req", "cancel", "cli-req").returncode == 4
 
 
+@pytest.mark.long
 def test_logs_of_the_current_and_the_previous_run_are_printed(stack: Stack) -> None:
     stack.chat("fake/cold")
     now = stack.cli("fn", "logs", "fake/cold").stdout

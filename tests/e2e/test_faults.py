@@ -136,6 +136,7 @@ def test_a_worker_killed_during_a_stream_gives_an_error_event_and_is_replaced(st
     assert (again.status_code, again.headers["x-cortex-instance"] != killed) == (200, True)
 
 
+@pytest.mark.long
 def test_a_request_alone_at_a_killed_worker_is_not_replayed(stack: Stack) -> None:
     answers: list[httpx.Response] = []
     sending = threading.Thread(target=lambda: answers.append(stack.chat("fake/cooled")))
@@ -232,6 +233,7 @@ def backs_off(stack: Stack, name: str) -> bool:
     return stack.function(name)["retry_at"] is not None
 
 
+@pytest.mark.long
 def test_a_drain_waits_for_all_routers_and_a_request_in_flight_cancels_it(stack: Stack) -> None:
     """The test is a second router: it reports to the record, late, and with a request in flight."""
     with redis.Redis.from_url(stack.env["CORTEX_REDIS_URL"]) as record:
@@ -282,6 +284,7 @@ def test_cool_waits_for_the_request_in_flight(stack: Stack) -> None:
     assert (cooled.returncode, cooled.stdout) == (0, "fake/cooled: cold\n")
 
 
+@pytest.mark.long
 def test_without_redis_warm_functions_are_served(stack: Stack) -> None:
     stack.chat("tiny/alpha", max_tokens=1)
     with redis.Redis.from_url(stack.env["CORTEX_REDIS_URL"]) as record:

@@ -102,6 +102,7 @@ def test_concurrent_cold_requests_start_one_worker_and_get_their_own_answers(sta
     assert stack.spawned("tiny/crowd") == 1
 
 
+@pytest.mark.long
 def test_an_idle_function_is_reaped_and_starts_again(stack: Stack) -> None:
     first = stack.chat("fake/reaped")
     loaded = stack.http.get("/v1/models/fake/reaped").json()

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.parametrize("stack", [TWO], indirect=True)
 PROMPT = "a question that is not for others"
 
 
+@pytest.mark.long
 def test_an_export_of_a_running_agent_replays_to_the_same_decisions(stack: Stack, tmp_path: Path) -> None:
     stack.cli("fn", "cool", "fake/cold", "--now")
     body = {"model": "fake/cold", "messages": [{"role": "user", "content": PROMPT}]}

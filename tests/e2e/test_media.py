@@ -403,6 +403,7 @@ def test_an_absurd_request_for_images_is_a_400_with_the_field(media: Stack, fiel
 # What is counted.
 
 
+@pytest.mark.long
 def test_seconds_characters_and_images_are_counted(media: Stack, client: openai.OpenAI) -> None:
     client.audio.transcriptions.create(model="counts/hears", file=("a.wav", AUDIO), response_format="verbose_json")
     list(client.audio.transcriptions.create(model="counts/hears", file=("a.wav", AUDIO), stream=True))

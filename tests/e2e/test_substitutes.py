@@ -145,6 +145,7 @@ def test_a_function_that_is_expected_within_the_time_is_waited_for(stack: Stack,
     assert (known.headers["x-cortex-function"], known.headers["x-cortex-start"]) == ("quick", "cold")
 
 
+@pytest.mark.long
 def test_what_the_substitute_cannot_answer_waits_for_the_big_one(stack: Stack) -> None:
     picture = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}}
 

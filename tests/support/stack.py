@@ -34,14 +34,17 @@ START_S = 70.0
 
 
 def eventually(look: Callable[[], T], *, within_s: float = 15.0, what: str = "") -> T:
-    """Look until what is seen is true, and return it."""
+    """Look until what is seen is true, and return it. A look that takes long is followed by a pause as long: it costs
+    the process under test about as much."""
     deadline = time.monotonic() + within_s
     while True:
+        began = time.monotonic()
         view = look()
         if view:
             return view
-        assert time.monotonic() < deadline, f"not within {within_s} s: {what or look}; last seen: {view!r}"
-        time.sleep(0.02)
+        now = time.monotonic()
+        assert now < deadline, f"not within {within_s} s: {what or look}; last seen: {view!r}"
+        time.sleep(min(0.5, max(0.02, 3 * (now - began))))
 
 
 @functools.cache

@@ -40,6 +40,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
             yield running
 
 
+@pytest.mark.long
 def test_a_host_with_its_own_token_serves_and_its_next_agent_takes_its_workers_over(fleet: Fleet) -> None:
     first = fleet.chat("on/a")
     before = fleet.records()["a"].agent

@@ -33,6 +33,7 @@ def cached(keyed: Keyed, key: str, prompt: str) -> int:
     return report
 
 
+@pytest.mark.long
 def test_a_key_finds_only_its_own_cached_prompts(llama: Keyed) -> None:
     for prompt in (PLAN, SONG, PLAN, SONG):  # both slots hold prompts of the first key
         cached(llama, "mine", prompt)

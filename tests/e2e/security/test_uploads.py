@@ -68,6 +68,7 @@ def test_an_error_names_no_function_of_another_key(keyed: Keyed) -> None:
     assert "one/" not in other.text
 
 
+@pytest.mark.long
 def test_a_form_cannot_smuggle_a_second_request_or_field(keyed: Keyed) -> None:
     inner = b"0\r\n\r\nGET /health HTTP/1.1\r\nHost: x\r\n\r\n" + form("two/hears")
     body = form("one/dictation", inner.replace(b"--b", b"--c"))
@@ -102,6 +103,7 @@ def rss(keyed: Keyed) -> int:
     return sum(p.memory_info().rss for p in keyed.stack.processes() if "router" in p.cmdline())
 
 
+@pytest.mark.long
 def test_held_uploads_of_one_key_cost_little_memory_and_hold_up_no_other_key(keyed: Keyed) -> None:
     before = rss(keyed)
     body = form("one/loads", b"x" * (2 * MIB))
