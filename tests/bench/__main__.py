@@ -165,8 +165,8 @@ def main() -> int:
         PAGE.write_text(_page(_head(options.peers), sections))
     elif options.write:
         page = PAGE.read_text()
-        kept = {title: section(page, title) for title in titles(page)}
-        written = kept | sections
+        earlier = {title: section(page, title) for title in titles(page)}
+        written = earlier | sections
         written[COLD_STARTS] = written.pop(COLD_STARTS, "")  # at the end
         PAGE.write_text(_page(_head(options.peers), written))
     if not options.only or options.write:
