@@ -18,6 +18,7 @@ EVENTS = (
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body in one segment: the second one would wait for an acknowledgement
 
     def _send(self, body: bytes, media_type: str) -> None:
         self.send_response(200)

@@ -1,5 +1,8 @@
-"""Whether a worker's health check reports that its engine has failed."""
+"""Whether a worker's port is open, and whether its health check reports that its engine has failed."""
 
+import asyncio
+import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -8,7 +11,7 @@ from aiohttp import web
 from msgspec.structs import replace
 
 from cortex.platform.keys import HostToken
-from cortex.platform.workers.probe import Probe
+from cortex.platform.workers.probe import Probe, opens
 from tests.support.factories import an_instance
 
 Serve = Callable[[int], Awaitable[str]]
@@ -56,3 +59,24 @@ async def test_a_worker_that_does_not_answer_has_not_said_that_its_engine_failed
     unused = (await serve(200)).rpartition(":")[0] + ":9"
 
     assert await probe.fails_health_check(replace(an_instance(), url=unused)) is False
+
+
+async def test_a_port_that_opens_is_seen_at_once_and_a_closed_one_at_the_end() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+
+        closed = await opens(url, 0.05)
+        watch = asyncio.create_task(opens(url, 30.0))
+        await asyncio.sleep(0)
+        server.listen()
+        began = time.monotonic()
+        opened = await watch
+
+    assert (closed, opened) == (False, True)
+    assert time.monotonic() - began < 10.0
+
+
+async def test_a_port_is_found_by_an_ipv6_address() -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
+        assert await opens(f"http://[::1]:{server.getsockname()[1]}", 0.0)

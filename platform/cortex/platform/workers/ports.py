@@ -76,7 +76,7 @@ class Ports:
         if not self._ports:
             yield from (0,) * TRIES
             return
-        ordered = [self._ports[(self._start + n) % len(self._ports)] for n in range(len(self._ports))]
+        ordered = (self._ports[(self._start + n) % len(self._ports)] for n in range(len(self._ports)))
         yield from (port for port in ordered if port not in self._resting)  # (1)
         yield from (port for port, (released, _) in self._resting.items() if released <= rested_before)  # (2)
         for port, (released, previous) in self._resting.items():  # (3)

@@ -67,7 +67,7 @@ from cortex.platform.workers.control_keys import ControlKeys
 from cortex.platform.workers.health import HealthChecks
 from cortex.platform.workers.kernels import Kernels
 from cortex.platform.workers.ports import NoPort, Ports
-from cortex.platform.workers.probe import Probe
+from cortex.platform.workers.probe import Probe, opens
 from cortex.platform.workers.readahead import read_ahead
 from cortex.platform.workers.remains import KILLED_WITHIN_S, Remains, unkillable
 from cortex.platform.workers.startup import LogFollower
@@ -76,8 +76,9 @@ from cortex.platform.workers.worker_user import find_user
 
 log = structlog.get_logger()
 
-PROBE_FIRST_S, PROBE_MOST_S = 0.01, 0.5
-
+PROBE_FIRST_S, WATCH_MOST_S, PROBE_MOST_S = 0.01, 0.5, 0.1
+"""The pause after the first probe of a starting worker; the longest watch of its port between two looks at its log; the
+longest pause between probes once the port is open."""
 
 AGAIN_S = 2.0
 """Pause before an effect that raised is retried."""
@@ -463,14 +464,17 @@ class Supervisor:
         self._own(f"await {worker.id}", wait_until_ready())
 
     async def _await_ready(self, worker: Instance, leader: ProcessId, reading: LogFollower) -> None:
-        """Probe a starting worker until it is healthy and serves its model, or has exited.
+        """Watch the port of a starting worker, and then probe it, until it is healthy and serves its model, or has
+        exited.
 
         The scheduler keeps the clocks; this only tells of signs of life: a log that grows, and what it says.
         """
-        id, wait, seen = worker.id, PROBE_FIRST_S, reading.startup
+        id, wait, is_open, seen = worker.id, PROBE_FIRST_S, False, reading.startup
         self._tell(events.SignOfLife(id, seen.step))
         while process_id.is_alive(leader) and self._is_starting(id):
-            served = await self._probe.served_models(worker)
+            if not is_open and (is_open := await opens(worker.url, wait)):
+                wait = PROBE_FIRST_S
+            served = await self._probe.served_models(worker) if is_open else None
             if served is not None and worker.name_at_worker in served:
                 self._warm.pop(id, None)
                 self._with_adapters.pop(id, None)
@@ -484,8 +488,9 @@ class Supervisor:
                 return
             if await self._grew(reading):
                 self._tell(events.SignOfLife(id, seen.step, seen.progress))
-            await asyncio.sleep(wait)
-            wait = min(wait * 1.3, PROBE_MOST_S)
+            if is_open:
+                await asyncio.sleep(wait)
+            wait = min(wait * 1.3, PROBE_MOST_S if is_open else WATCH_MOST_S)
 
     async def _grew(self, reading: LogFollower) -> bool:
         """Return whether a worker wrote to its log. False when the log does not answer."""
