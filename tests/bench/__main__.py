@@ -52,8 +52,8 @@ HEAD = """\
 
 What the router costs beside nginx and a bare relay (ASGI in, aiohttp out, nothing in between). All are in front of one
 upstream, by turns in one run, and the best round of each is shown. Read the ratios: the machine's speed and load cancel
-out in them. `just bench` writes this page, `just bench-cold --write` its last section; `just profile SCENARIO` shows
-where the time goes.
+out in them. `just bench` writes this page (`just bench NAME --write` one section), `just bench-cold --write` its last
+section; `just profile SCENARIO` shows where the time goes.
 
 Machine: {cpus}. Software: {software}. Date: {date}.
 
@@ -332,7 +332,7 @@ def _scaling(bench: Bench, servers: Sequence[Contender], options: argparse.Names
 
 
 TWO_WORKERS = "two workers beside one"
-SHARE = 0.2
+SHARE = 0.3
 MORE: dict[str, Callable[[Bench, Sequence[Contender], argparse.Namespace], tuple[str, str]]] = {
     "two workers": _scaling,
     "waiting": _waiters,

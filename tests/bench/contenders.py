@@ -132,7 +132,8 @@ def litellm(folder: Path, upstream: int, cpus: Sequence[int]) -> Iterator[Conten
     port, config = free_port(), folder / "litellm.yaml"
     config.write_text(LITELLM.format(worker=upstream))
     argv = ["uvx", "--from", "litellm[proxy]", "litellm", "--config", str(config), "--port", str(port)]
-    with running(argv, plain_env(), folder / "litellm.log", cpus) as process:
+    env = plain_env() | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # else it fetches prices, for half a minute offline
+    with running(argv, env, folder / "litellm.log", cpus) as process:
         yield Contender("litellm", f"http://127.0.0.1:{port}", process, translates=True)
 
 

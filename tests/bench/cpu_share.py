@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
-PERIOD_US = 10_000
+PERIOD_US = 20_000
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from cortex.platform.worker_http import KEY_REFUSED, MODELS_BYTES, Unreadable
 from cortex.platform.workers import canary
 
 TIMEOUT_S = 5.0
-SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.01, 0.05
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.005, 0.05
 """Between two looks at a port: a tenth of the time for which it is watched, within these."""
 CANARY_S, CANARY_BYTES = 30.0, 4 * 1024 * 1024
 _REQUESTS: dict[str, tuple[str, dict[str, object]]] = {
