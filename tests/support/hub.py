@@ -6,6 +6,7 @@ never see a token. Faults are given per file and used up one by one.
 
 import hashlib
 import json
+import re
 import threading
 import time
 from collections import defaultdict
@@ -53,6 +54,11 @@ class FakeHub:
         self.sent: dict[str, int] = defaultdict(int)
         """Bytes sent, by file."""
         self.url = self.cdn_url = ""
+
+    @property
+    def seen(self) -> list[HubRequest]:
+        """The requests, by the name that scripts outside this repository read."""
+        return self.requests
 
     def commit(self, repo: str) -> str:
         """The current commit of a repository: it changes with its files."""
@@ -105,9 +111,10 @@ def _handler(hub: FakeHub, *, cdn: bool) -> type[BaseHTTPRequestHandler]:
                 self._send(*_at(path.removeprefix("/cdn/")))
             elif path.startswith("/api/models/"):
                 self._describe(path.removeprefix("/api/models/"))
+            elif match := re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path):
+                self._resolve(*match.groups())
             else:
-                repo, _, rest = path.strip("/").partition("/resolve/")
-                self._resolve(repo, *rest.split("/", 1))
+                self._say(404, {})
 
         def _forbidden(self, repo: str) -> bool:
             needed = hub.tokens.get(repo)
