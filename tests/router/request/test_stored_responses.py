@@ -13,6 +13,7 @@ from cortex.router.dialects.core.errors import BadRequest
 from cortex.router.dialects.responses.stored import State
 from cortex.router.errors import KeyHoldsTooMuch, ResponseNotFound, TooManyRuns
 from cortex.router.request import stored_responses
+from cortex.router.request.http_answer import Client
 from cortex.router.request.intake import Body, Intake
 from cortex.router.request.stored_responses import MOST_RUNS, Detached, Keeper, Plan, StoredResponses, _Run
 from tests.support.incoming import ReadingClient
@@ -155,6 +156,32 @@ async def test_the_bytes_of_an_answer_that_is_recorded_are_counted() -> None:
     assert sizes == [len(DONE)]
 
 
+@pytest.mark.parametrize(
+    ("body", "code", "message"),
+    [
+        (b'{"error":{"message":"too long","code":"too_long"}}', "too_long", "too long"),
+        (b'{"error":{"message":"too long","code":400}}', "server_error", "too long"),
+        (b'{"error":"too long"}', "server_error", "too long"),
+        (b'{"error":{"message":null}}', "server_error", "the request ended with status 400"),
+        (b'{"detail":[]}', "server_error", "the request ended with status 400"),
+        (b"[1]", "server_error", "the request ended with status 400"),
+        (b"<html>\xff", "server_error", "the request ended with status 400"),
+        (b"", "server_error", "the request ended with status 400"),
+    ],
+)
+async def test_an_error_of_any_form_reaches_the_client_and_is_the_failure(body: bytes, code: str, message: str) -> None:
+    async def keep(_: bytes) -> None: ...
+
+    client = ReadingClient()
+    keeper = Keeper(client, keep, lambda size: None)
+
+    await keeper.send(400, (), body)
+
+    assert keeper.failure is not None
+    assert (keeper.failure.code, keeper.failure.message) == (code, message)
+    assert (client.status, client.body) == (400, body)
+
+
 async def test_a_client_that_does_not_read_is_cut_off_and_the_response_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored_responses, "STALL_S", 0.01)
     client, resumed = ReadingClient(), asyncio.Event()
@@ -228,6 +255,44 @@ async def test_requests_at_the_same_time_begin_no_more_responses_than_a_key_may_
     results = await asyncio.gather(*begins, return_exceptions=True)
 
     assert [type(result) for result in results if result] == [TooManyRuns]
+
+
+async def test_a_response_counts_between_its_begin_and_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Plan, "response", lambda *_: b"{}")
+    record = Record()
+    record.gate.set()
+    responses = stored_in(record)
+    state = State(store=True, background=True)
+    plans = [Plan(state, CIPHER, b"", [], b"[]", cast(Body, None)) for _ in range(MOST_RUNS)]
+
+    for plan in plans:
+        await responses.begin(plan)
+    with pytest.raises(TooManyRuns):
+        await responses.begin(plans[0])
+
+    async def never(_: Client) -> None:
+        await asyncio.Event().wait()
+
+    for plan in plans:
+        await responses.answering(plan, never, "r")(ReadingClient())
+    assert not responses._beginning
+    with pytest.raises(TooManyRuns):
+        await responses.begin(plans[0])
+    await responses.close()
+    await responses.begin(plans[0])
+
+
+async def test_a_response_whose_begin_fails_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Plan, "response", lambda *_: b"{}")
+    record = Record()
+    responses = stored_in(record)
+    plan = Plan(State(store=True, background=True), CIPHER, b"", [], b"[]", cast(Body, None))
+
+    begin = asyncio.create_task(responses.begin(plan))
+    await asyncio.sleep(0)
+    begin.cancel()
+    await asyncio.wait([begin])
+
     assert not responses._beginning
 
 

@@ -89,15 +89,6 @@ class _Run(Struct):
     is_cancelled: bool = False
 
 
-class _Error(Struct):
-    message: str
-    code: str | None = None
-
-
-class _Errors(Struct):
-    error: _Error
-
-
 class StoredResponses:
     """Stores and reads the responses of callers, and runs those in the background. Off with a lifetime of 0."""
 
@@ -105,7 +96,7 @@ class StoredResponses:
         self.record, self._intake = record, intake
         self._runs: dict[tuple[str, str], _Run] = {}
         self._beginning: list[str] = []
-        """The owners of those whose lease is being written."""
+        """The owners of those that have begun and are no run yet."""
 
     @property
     def is_on(self) -> bool:
@@ -243,7 +234,8 @@ class StoredResponses:
             return await self.record.write(cipher, id, value, how)
 
     async def begin(self, plan: Plan) -> None:
-        """Prepare a response in the background. Raises TooManyRuns or RecordIsAway."""
+        """Prepare a response in the background, which counts as a run from here on: its answering has to be called.
+        Raises TooManyRuns or RecordIsAway."""
         owner = plan.cipher.owner
         if sum(own == owner for own, _ in self._runs) + self._beginning.count(owner) >= MOST_RUNS:
             raise TooManyRuns(MOST_RUNS)
@@ -252,8 +244,9 @@ class StoredResponses:
             with _mapped:
                 await self.record.begin(plan.cipher, plan.id)
                 await self.record.write(plan.cipher, plan.id, plan.value(plan.response("in_progress")), "set")
-        finally:
+        except BaseException:
             self._beginning.remove(owner)
+            raise
 
     # The answer.
 
@@ -276,6 +269,7 @@ class StoredResponses:
             detached, name = Detached(client if plan.state.stream else None), (plan.cipher.owner, plan.id)
             task = asyncio.create_task(self._make(plan, answering, detached))
             self._runs[name] = _Run(task)
+            self._beginning.remove(plan.cipher.owner)
             task.add_done_callback(lambda _: self._runs.pop(name, None))
             if plan.state.stream:
                 await detached.served_by(task)
@@ -376,6 +370,19 @@ def _items(members: list[bytes]) -> Items:
     return [item for turn in members[1:] for item in msgspec.json.decode(turn, type=Items)]
 
 
+def _failure(status: int, body: bytes) -> Failure:
+    """Return the failure that an error's body tells, which may be a worker's own and say nothing."""
+    value: Any = None
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        value = msgspec.json.decode(body)
+    error = value.get("error") if isinstance(value, dict) else None
+    code, message = (error.get("code"), error.get("message")) if isinstance(error, dict) else (None, error)
+    return Failure(
+        code if isinstance(code, str) and code else "server_error",
+        message if isinstance(message, str) and message else f"the request ended with status {status}",
+    )
+
+
 class _Background(Struct):
     background: bool = False
 
@@ -394,8 +401,7 @@ class Keeper(PassingClient):
         if status == 200:
             await self._save(body)
         else:
-            error = msgspec.json.decode(body, type=_Errors).error
-            self.failure = Failure(error.code or "server_error", error.message)
+            self.failure = _failure(status, body)
         await self._client.send(status, headers, body)
 
     def write(self, data: bytes) -> None:
