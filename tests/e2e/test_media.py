@@ -341,8 +341,10 @@ def test_speech_comes_as_events_to_clients_that_want_them(media: Stack) -> None:
 
 
 def test_an_unknown_voice_is_the_workers_400(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="voice: 'nobody' is none of"):
+    with pytest.raises(openai.BadRequestError, match="voice: 'nobody' is none of") as refused:
         client.audio.speech.create(model="speaks", voice="nobody", input="x")
+
+    assert refused.value.param == "voice"
 
 
 @pytest.mark.parametrize(

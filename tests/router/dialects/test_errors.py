@@ -159,6 +159,21 @@ def test_a_workers_error_maps_to_a_kind_and_its_message(body: Any, status: int, 
     assert (fault.kind, fault.message) == (kind, message)
 
 
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"detail": [{"loc": ["body", "voice"], "msg": "no such voice"}]}, "voice"),
+        ({"detail": [{"loc": ["body"], "msg": "no such voice"}]}, None),
+        ({"detail": [{"loc": "voice", "msg": "no such voice"}]}, None),
+        ({"detail": ["no such voice"]}, None),
+        ({"detail": "no such voice"}, None),
+        ({"error": {"message": "no such voice", "param": "voice"}}, "voice"),
+    ],
+)
+def test_the_field_that_a_worker_refuses_is_named(body: Any, param: str | None) -> None:
+    assert worker(body, 422).param == param
+
+
 def test_seed_defect_a_workers_error_that_is_no_json_keeps_its_words_and_retry_after_its_number() -> None:
     fault = fault_from_worker(503, b"upstream \xff busy", "17")
 

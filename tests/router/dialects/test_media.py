@@ -178,11 +178,25 @@ def test_a_number_out_of_bounds_is_refused(value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("n", True), ("n", 1.5), ("n", 0), ("stream", "yes"), ("size", "0x5"), ("size", "5000x1")]
+    ("name", "value"),
+    [
+        ("n", True),
+        ("n", 1.5),
+        ("n", 0),
+        ("stream", "yes"),
+        ("size", "0x5"),
+        ("size", "5000x1"),
+        ("size", 5),
+        ("quality", {}),
+        ("instructions", 5),
+        ("language", ["en"]),
+    ],
 )
 def test_a_value_of_the_wrong_type_or_size_is_refused(name: str, value: object) -> None:
-    with pytest.raises(BadRequest):
+    with pytest.raises(BadRequest) as refused:
         check(name, value)
+
+    assert refused.value.param == name
 
 
 @pytest.mark.parametrize(("name", "value"), [("size", "auto"), ("size", "4096x4096"), ("n", None), ("speed", 1.5)])

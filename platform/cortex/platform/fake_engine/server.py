@@ -87,7 +87,7 @@ class Routes:
         try:
             return await handler(request)
         except (msgspec.MsgspecError, BadScript) as error:
-            return failure(400, str(error))
+            return failure(400, str(error), param=_field(str(error)))
         except web.HTTPException as error:
             return failure(error.status, error.reason)
 
@@ -347,14 +347,20 @@ def reply(payload: object, *, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(payload), status=status, content_type="application/json")
 
 
-def failure(status: int, message: str, *, code: str | None = None) -> web.Response:
+def failure(status: int, message: str, *, code: str | None = None, param: str | None = None) -> web.Response:
     """Return an error in OpenAI's envelope, with all four keys."""
     kinds = {429: "rate_limit_error"}
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
-    response = reply({"error": {"message": message, "type": kind, "param": None, "code": code}}, status=status)
+    response = reply({"error": {"message": message, "type": kind, "param": param, "code": code}}, status=status)
     if status in (429, 503):
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
     return response
+
+
+def _field(message: str) -> str | None:
+    """Return the field that a message begins with, as in "voice: expected a name"."""
+    name, colon, _ = message.partition(": ")
+    return name if colon and name.isidentifier() else None
 
 
 def hang_up(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:

@@ -116,7 +116,7 @@ def fault_from_error(error: object, status: int = 500, retry_after: str | None =
     too_long = _too_long(fields, message)
     if too_long is not None:
         return too_long
-    kind, param = _kind(status, str(fields.get("type", ""))), fields.get("param")
+    kind, param = _kind(status, str(fields.get("type", ""))), fields.get("param") or _location(fields.get("detail"))
     if kind in (Kind.WORKER_ERROR, Kind.BAD_REQUEST) and (invalid := _invalid(message)):
         kind, param = Kind.BAD_REQUEST, param or invalid.groupdict().get("param", "messages")
     if kind is Kind.FORBIDDEN:
@@ -219,6 +219,14 @@ def _message(error: object, depth: int = 5) -> str:
         if isinstance(value, str | list | dict) and value:
             return _message(value, depth - 1)
     return ""
+
+
+def _location(detail: object) -> str | None:
+    """Return the field of the first entry of a pydantic error list."""
+    first = detail[0] if isinstance(detail, list) and detail else None
+    loc = first.get("loc") if isinstance(first, dict) else None
+    steps = [step for step in loc[:16] if isinstance(step, str) and step != "body"] if isinstance(loc, list) else []
+    return steps[0] if steps else None
 
 
 def _seconds(retry_after: str | None, kind: Kind) -> float | None:

@@ -29,6 +29,12 @@ NUMBERS: dict[str, tuple[float, float]] = {
 """Least and most of each number. `speed` and `temperature` may be fractions."""
 _FRACTIONS = frozenset({"speed", "temperature"})
 _TEXTS = frozenset({"prompt", "negative_prompt", "input", "instructions"})
+_WORDS = frozenset(
+    {
+        "language", "to_language", "size", "quality", "style", "response_format", "stream_format", "output_format",
+        "background", "moderation", "input_fidelity", "user",
+    }
+)  # fmt: skip
 _LONG = frozenset({"chunking_strategy", "known_speaker_references"})
 _SIZE = re.compile(r"(\d{1,9})x(\d{1,9})")
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
@@ -43,6 +49,8 @@ def check(name: str, value: Any) -> None:
         _check_number(name, value)
     elif name in _SWITCHES and not isinstance(value, bool):
         raise BadRequest("expected true or false", name)
+    elif name in _TEXTS | _WORDS and not isinstance(value, str):
+        raise BadRequest("expected a text", name)
     elif isinstance(value, str):
         most = MAX_TEXT if name in _TEXTS else 16 * MAX_TEXT if name in _LONG else MAX_NAME
         if len(value) > most:
