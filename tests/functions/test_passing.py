@@ -10,7 +10,7 @@ from cortex.functions.servers import SERVERS
 DANGEROUS = frozenset(
     {
         "id_slot", "lora", "lora_request", "chat_template", "kv_transfer_params", "mm_processor_kwargs", "priority",
-        "prompt_embeds", "image_embeds", "chat_parser", "grammar", "grammar_triggers", "guided_grammar", "n_predict",
+        "prompt_embeds", "image_embeds", "chat_parser", "grammar_triggers", "guided_grammar", "n_predict",
         "n_discard", "n_keep", "cache_salt", "request_id", "max_new_tokens", "n_cmpl", "n_cache_reuse",
         "speculative.n_max", "input_extra", "documents_url", "previous_response_id", "vllm_xargs", "extra_body",
         "media_io_kwargs", "logits_processors", "api_key", "slot_id",
@@ -24,6 +24,12 @@ USUAL = ("model", "messages", "temperature", "top_p", "n", "stop", "seed", "tool
 def test_no_dangerous_field_passes_to_any_server(family: Family) -> None:
     for fields in FIELDS[family].values():
         assert not fields & DANGEROUS
+
+
+def test_only_llama_cpp_gets_a_grammar_whose_bounds_are_known() -> None:
+    assert {family for family, table in FIELDS.items() if any("grammar" in fields for fields in table.values())} == {
+        "llama"
+    }
 
 
 @pytest.mark.parametrize("family", get_args(Family))

@@ -100,7 +100,7 @@ _LLAMA_SAMPLING = frozenset(
         "dynatemp_exponent", "repeat_penalty", "repeat_last_n", "dry_multiplier", "dry_base", "dry_allowed_length",
         "dry_penalty_last_n", "dry_sequence_breakers", "mirostat", "mirostat_tau", "mirostat_eta", "adaptive_target",
         "adaptive_decay", "samplers", "min_keep", "n_probs", "post_sampling_probs", "ignore_eos", "cache_prompt",
-        "timings_per_token", "return_tokens", "return_progress", "t_max_predict_ms", "json_schema",
+        "timings_per_token", "return_tokens", "return_progress", "t_max_predict_ms", "json_schema", "grammar",
         "thinking_budget_tokens", "reasoning_format", "thinking_forced_open", "parse_tool_calls",
     }
 )  # fmt: skip

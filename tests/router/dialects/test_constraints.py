@@ -1,5 +1,6 @@
 """Bounds of schemas, expressions and grammars: what real clients send passes, what holds an engine does not."""
 
+import contextlib
 import json
 import time
 from typing import Any
@@ -119,6 +120,50 @@ def test_a_costly_grammar_is_refused(text: str) -> None:
         constraints.grammar(text, "grammar")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'root ::= "The"',
+        'root ::= "a"{5,5}',
+        'root ::= item ("," item){0,20}  # a list\nitem ::= [a-z] [a-z0-9_]{0,40} | "\\"" [^"]* "\\""',
+        'root ::= day "-" day\r\nday ::= [0-3] [0-9]\r\n',
+        "root ::= missing",
+        "",
+    ],
+)
+def test_a_grammar_without_recursion_is_plain(text: str) -> None:
+    constraints.plain_grammar(text, "grammar")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (GRAMMAR, "recursion"),
+        ('root ::= a | "x"\na ::= root root', "recursion"),
+        ('root ::= a{2000}\na ::= "x"?', "can be empty"),
+        ("root ::= " + "a " * 65 + '\na ::= "x"?', "optional"),
+        ("root ::= a0\n" + "\n".join(f"a{n} ::= a{n + 1} a{n + 1}" for n in range(20)) + '\na20 ::= "x"', "parts"),
+        ("root ::= r0\n" + "\n".join(f"r{n} ::= r{n + 1}" for n in range(40)) + '\nr40 ::= "x"', "nested"),
+        ('root ::= "' + "x" * 5000 + '"', "unexpected"),
+        ("root ::= 1\n1 ::= 1 1", "expected a rule"),
+        ('root ::= "' + "x" * 300 + '#" root', "unexpected"),
+        ("root ::= # a comment\r root", "recursion"),
+        ("start: /x+/", "unexpected"),
+        ('"a" root ::= "b"', "expected a rule"),
+        ('root ::= "a', "unexpected"),
+    ],
+)
+def test_a_grammar_with_recursion_or_above_the_bounds_of_a_pattern_is_not_plain(text: str, reason: str) -> None:
+    with pytest.raises(BadRequest, match=reason):
+        constraints.plain_grammar(text, "grammar")
+
+
+@given(st.text(alphabet='rot:=" ()[]{}*+?|#\n\r\\,09a', max_size=60))
+def test_any_text_is_a_plain_grammar_or_refused(text: str) -> None:
+    with contextlib.suppress(BadRequest):
+        constraints.plain_grammar("root ::= a " + text + "\na ::= [a-z]" + text, "grammar")
+
+
 def nested(depth: int) -> Json:
     schema: Json = {"type": "string"}
     for _ in range(depth):
@@ -200,7 +245,7 @@ def test_the_schemas_of_a_request_are_bounded_together() -> None:
     assert "20000 values" in refusal_of(chat_request, tools=tools).message
 
 
-def test_a_grammar_passes_only_where_an_operator_allows_it_and_is_measured_there() -> None:
+def test_a_grammar_with_recursion_passes_only_where_an_operator_allows_it_and_is_measured_there() -> None:
     allowed = Traits(passing=passing("vllm", "chat", ("grammar",)))
 
     assert body_of(chat_request(allowed, structured_outputs={"grammar": GRAMMAR}))["structured_outputs"]
@@ -208,6 +253,13 @@ def test_a_grammar_passes_only_where_an_operator_allows_it_and_is_measured_there
     assert refusal_of(
         chat_request, traits=Traits(passing=passing("vllm", "chat")), structured_outputs={"grammar": GRAMMAR}
     ).param == ("structured_outputs.grammar")
+    assert refusal_of(chat_request, traits=Traits(passing=passing("llama", "chat")), grammar=GRAMMAR).param == "grammar"
+
+
+def test_llama_cpp_gets_a_plain_grammar() -> None:
+    traits = Traits(passing=passing("llama", "chat"))
+
+    assert body_of(chat_request(traits, grammar='root ::= "The"'))["grammar"] == 'root ::= "The"'
 
 
 def test_measuring_takes_linear_time() -> None:

@@ -102,7 +102,7 @@ def test_fields_that_are_not_listed_are_dropped_by_name() -> None:
         ("/tokenize", "llama", {"content": 3}, "content"),
         ("/detokenize", "llama", {"tokens": ["a"]}, "tokens[0]"),
         ("/infill", "llama", {"input_prefix": "a"}, "input_suffix"),
-        ("/infill", "llama", {"input_prefix": "a", "input_suffix": "b", "grammar": "root ::= x"}, "grammar"),
+        ("/infill", "llama", {"input_prefix": "a", "input_suffix": "b", "grammar": "root ::= root"}, "grammar"),
         ("/score", "vllm", {"text_1": "a"}, "text_2"),
         ("/score", "vllm", {"text_1": {"content": [{"type": "image_url"}]}, "text_2": "a"}, "text_1"),
         ("/pooling", "vllm", {"input": ["a"] * 3000}, "input"),
@@ -160,9 +160,12 @@ def test_a_truncated_infill_ends_with_an_error() -> None:
     assert stream.fail(Fault(kind=Kind.INTERNAL, message="x")) == b""
 
 
+TEXTS: dict[str, object] = {"grammar": SECRET, "json_schema": SECRET, "stop": [SECRET], "logit_bias": [[1, SECRET]]}
+
+
 def test_props_have_no_path_no_prompt_and_no_unknown_field() -> None:
     worker = {
-        "default_generation_settings": {"n_ctx": 512, "prompt": SECRET, "params": {"top_k": 1, "grammar": SECRET}},
+        "default_generation_settings": {"n_ctx": 512, "prompt": SECRET, "params": {"top_k": 1, **TEXTS}},
         "total_slots": 2,
         "model_path": "/home/user/m.gguf",
         "model_alias": "w",

@@ -251,7 +251,10 @@ class InfillStream(FrameStream):
 
 # A worker's reports about itself.
 
-_SETTINGS = FIELDS["llama"]["infill"] - {"model", "prompt", "input_prefix", "input_suffix", "stream"}
+_SETTINGS = FIELDS["llama"]["infill"] - {
+    "model", "prompt", "input_prefix", "input_suffix", "stream", "grammar", "json_schema", "stop", "logit_bias",
+}  # fmt: skip
+"""Those that hold no text: some versions report the settings of a slot's last request."""
 
 
 class _Generation(Struct, omit_defaults=True):

@@ -7,12 +7,12 @@ number is bounded, and repeating an expression that matches the empty string is 
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
 
-from cortex.router.dialects.core.errors import BadRequest
+from cortex.router.dialects.core.errors import BadRequest, Kind
 
 MAX_DEPTH = 128
 """Levels of JSON in a schema."""
@@ -26,6 +26,8 @@ MAX_PATTERNS = 64 * 1024
 """Characters of all regular expressions of a request; the event loop parses them."""
 MAX_GRAMMAR = 32 * 1024
 """Characters of a grammar."""
+MAX_PARTS = 4096
+"""Parts of a grammar that no operator has allowed, with its rules written out."""
 MAX_GROUPS = 32
 """Nesting depth of groups."""
 MAX_REPETITIONS = 2000
@@ -140,7 +142,7 @@ class Measure:
 _REGEX = re.compile(r"\\.|\[\^?\]?(?:[^\]\\]|\\.)*+\]|\{\d*,?\d*\}|\(\?(?:[:=!>]|<[=!]|P?<\w*>)|[()*+?|]|.", re.DOTALL)
 _GBNF = re.compile(
     # Quoted strings are bounded, so an unclosed quote cannot make the scan quadratic.
-    r'#[^\n]*|"(?:[^"\\]|\\.){0,256}+"|/(?:[^/\\\n]|\\.){1,256}+/|\[(?:[^\]\\]|\\.){0,128}+\]'
+    r'#[^\r\n]*|"(?:[^"\\]|\\.){0,256}+"|/(?:[^/\\\n]|\\.){1,256}+/|\[(?:[^\]\\]|\\.){0,128}+\]'
     r"|\{[\d\s]{0,9},?[\d\s]{0,9}\}"
     r"|[A-Za-z_][\w-]*\s*(?:::=|:(?!:))|[A-Za-z_][\w-]*|[()*+?|]|\S",
     re.DOTALL,
@@ -158,20 +160,70 @@ def pattern(text: str, at: str) -> int:
 
 def grammar(text: str, at: str) -> None:
     """Measure a grammar, in GBNF or EBNF. Raises BadRequest."""
+    rules = _rules(text, at)
+    costs: dict[str, int] = {}
+    for name in rules:
+        _cost(name, rules, costs, at, 0)
+
+
+def plain_grammar(text: str, at: str) -> None:
+    """Measure a grammar in GBNF that says no more than a pattern can, with the bounds of one.
+
+    Others need an operator: with recursion, few characters are as ambiguous as they like. Raises BadRequest.
+    """
+    grammar(text, at)
+    rules = _rules(text, at)
+    for word in rules.pop(""):
+        raise BadRequest(f"expected a rule, such as 'root ::= ...', not {word[:64]!r}", at)
+    for word in (word for body in rules.values() for word in body):
+        if _PLAIN.fullmatch(word) is None:
+            raise BadRequest(f"unexpected {word[:64]!r} in a grammar of GBNF", at)
+    for name in rules:
+        _Repetitions(at).read(_inlined(name, rules, at))
+
+
+_PLAIN = re.compile(r'".*"|\[.*\]|\{.+\}|[A-Za-z][A-Za-z0-9-]*|[()*+?|.]', re.DOTALL)
+"""Tokens that GBNF has, closed and in full."""
+_ALLOW = "; an operator can allow it for a function (allow = [...])"
+
+
+def _inlined(root: str, rules: dict[str, list[str]], at: str) -> Iterator[str]:
+    """Yield the tokens of a rule, with each rule that it refers to in a group. Raises BadRequest for recursion and too
+    many tokens."""
+    stack = [(root, iter(rules.get(root, ())))]
+    size = 0
+    while stack:
+        word = next(stack[-1][1], None)
+        if word is None:
+            stack.pop()
+            yield ")"
+            continue
+        size += max(1, len(word) - 2) if word[0] == '"' else 1
+        if size > MAX_PARTS:
+            raise BadRequest(f"a grammar with more than {MAX_PARTS} parts is not accepted" + _ALLOW, at)
+        if word not in rules:
+            yield word
+        elif any(word == name for name, _ in stack):
+            raise BadRequest(f"a grammar with recursion ({word!r}) is not accepted" + _ALLOW, at, Kind.UNSUPPORTED)
+        else:
+            stack.append((word, iter(rules[word])))
+            yield "("
+
+
+def _rules(text: str, at: str) -> dict[str, list[str]]:
+    """Return the tokens of each rule by its name; what precedes the first rule is of the rule ''."""
     if len(text) > MAX_GRAMMAR:
         raise BadRequest(f"the grammar is longer than {MAX_GRAMMAR} characters", at)
-    rules: dict[str, list[str]] = {}
     body: list[str] = []
+    rules = {"": body}
     for token in _GBNF.findall(text):
         if token[0] == "#":
             continue
         if token[-1] == "=" or (token[-1] == ":" and len(token) > 1):
-            body = rules.setdefault(token.rstrip(":= \t\n"), [])
+            body = rules.setdefault(token.rstrip(":= \t\r\n"), [])
         else:
             body.append(token)
-    costs: dict[str, int] = {}
-    for name in rules:
-        _cost(name, rules, costs, at, 0)
+    return rules
 
 
 def _cost(name: str, rules: dict[str, list[str]], costs: dict[str, int], at: str, depth: int) -> int:

@@ -78,9 +78,12 @@ def _check(kind: str, value: Any, at: str, allow: frozenset[str]) -> None:
         case "choices":
             constraints.choices(value, at)
         case "grammar":
-            if at not in allow and "grammar" not in allow:
+            if at in allow or "grammar" in allow:
+                constraints.grammar(_text(value, at), at)
+            elif at == "grammar":  # of llama.cpp, whose form is known
+                constraints.plain_grammar(_text(value, at), at)
+            else:
                 raise BadRequest("grammars from clients are not accepted", at, Kind.UNSUPPORTED)
-            constraints.grammar(_text(value, at), at)
         case "switch":
             return
         case _:
