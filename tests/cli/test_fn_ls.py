@@ -61,6 +61,12 @@ def test_a_pattern_a_state_and_a_host_narrow_the_list(
     assert [f["id"] for f in json.loads(listed(monkeypatch, ROWS, *args, "--json"))] == expected
 
 
+def test_a_list_without_a_match_says_which_states_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = listed(monkeypatch, ROWS, "--state", "warm")
+
+    assert output == "No function matches; now there are 2 ready, 1 cold.\n"
+
+
 def test_columns_are_aligned_whatever_the_width_of_their_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     header, small, _, wide = listed(monkeypatch, ROWS).splitlines()
 

@@ -169,6 +169,15 @@ def test_a_path_that_is_not_served_is_no_method_of_a_response(keyed: Keyed) -> N
     assert (answer.status_code, "unknown path" in answer.json()["error"]["message"]) == (404, True)
 
 
+@pytest.mark.parametrize("path", ["/v1/responses/resp_x/input_items", "/v1/batches"])
+def test_a_parameter_of_the_query_string_that_cannot_be_read_is_named(keyed: Keyed, path: str) -> None:
+    with keyed.client("inference") as http:
+        answer = http.get(path, params={"limit": "x"})
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["message"].partition(":")[0]) == (400, "limit", "limit")
+
+
 def test_a_conversation_is_not_deleted_as_a_response(keyed: Keyed) -> None:
     conversation = client(keyed).conversations.create()
 

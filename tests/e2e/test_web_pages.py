@@ -56,7 +56,7 @@ def test_a_preflight_without_a_key_is_answered(stack: Stack, path: str) -> None:
 
     assert (answer.status_code, answer.content, answer.headers["vary"]) == (204, b"", "origin")
     assert cors_headers(answer) == READABLE | {
-        "access-control-allow-methods": "GET, HEAD, POST",
+        "access-control-allow-methods": "GET, HEAD, POST, DELETE",
         "access-control-allow-headers": "authorization, *",
         "access-control-max-age": "7200",
     }

@@ -2,6 +2,7 @@
 
 import fnmatch
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import rich_click as click
@@ -76,9 +77,16 @@ def ls(pattern: str, wanted: str, host: str, as_json: bool) -> None:
 
     PATTERN is a part of an id or alias, or a pattern with `*` and `?` for the whole of one.
     """
-    functions = [f for f in Router().functions() if _is_listed(f, pattern, wanted, host)]
+    every = Router().functions()
+    functions = [f for f in every if _is_listed(f, pattern, wanted, host)]
     if as_json:
         echo_json(functions, indent=2)
+        return
+    if every and not functions:
+        counts = Counter(f.state for f in every)
+        echo(
+            "No function matches; now there are " + ", ".join(f"{n} {state}" for state, n in counts.most_common()) + "."
+        )
         return
     rows: list[tuple[str, ...]] = [
         (

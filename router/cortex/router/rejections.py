@@ -7,7 +7,7 @@ from typing import Any
 
 import structlog
 from litestar import Request, Response
-from litestar.exceptions import HTTPException
+from litestar.exceptions import HTTPException, ValidationException
 from litestar.types import ExceptionHandlersMap, Receive, Scope, Send
 
 from cortex.functions.names import did_you_mean
@@ -77,6 +77,8 @@ class Rejections:
         path = request.scope["path"][:200]
         if error.status_code == 405:
             return _ErrorResponse(self, wrong_method(path, request.method))
+        if isinstance(error, ValidationException):
+            return _ErrorResponse(self, _invalid(error))
         messages = {
             404: f"unknown path {path}{_path_hint(path)}",
             413: "the body exceeds [gateway] max_body_mb of this router",
@@ -115,6 +117,13 @@ async def send_whole(send: Send, answer: Whole) -> None:
 def fault_of(error: RequestError, caller: Principal | None) -> Fault:
     """Return an error as its client may see it."""
     return error.fault(operator=caller is not None and caller.may(Right.STATUS))
+
+
+def _invalid(error: ValidationException) -> Fault:
+    """Return the error for a parameter of a path or a query string that cannot be read."""
+    first: Any = error.extra[0] if isinstance(error.extra, list) and error.extra else {}
+    name, why = first.get("key"), first.get("message", error.detail)
+    return Fault(kind=Kind.BAD_REQUEST, message=f"{name}: {why}" if name else why, param=name)
 
 
 def wrong_method(path: str, method: str) -> Fault:

@@ -13,7 +13,7 @@ ANY = "*"
 PREFLIGHT_S = 7200
 """How long a browser may reuse the answer to a preflight; Chromium allows no more."""
 _PREFLIGHT = [
-    (b"access-control-allow-methods", b"GET, HEAD, POST"),
+    (b"access-control-allow-methods", b"GET, HEAD, POST, DELETE"),
     # `*` does not cover Authorization.
     (b"access-control-allow-headers", b"authorization, *"),
     (b"access-control-max-age", b"%d" % PREFLIGHT_S),

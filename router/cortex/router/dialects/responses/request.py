@@ -166,7 +166,9 @@ def read(body: bytes, traits: Traits) -> ResponsesRequest:
 
 
 def _refuse_stateful(params: _Params) -> None:
-    for name in ("previous_response_id", "conversation", "prompt", "background"):
+    if params.prompt:
+        raise BadRequest("not supported: no prompts are stored here", "prompt", Kind.UNSUPPORTED)
+    for name in ("previous_response_id", "conversation", "background"):
         if getattr(params, name):
             raise BadRequest("not supported: answers are not stored", name, Kind.UNSUPPORTED)
 
