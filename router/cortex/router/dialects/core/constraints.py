@@ -26,8 +26,9 @@ MAX_PATTERNS = 64 * 1024
 """Characters of all regular expressions of a request; the event loop parses them."""
 MAX_GRAMMAR = 32 * 1024
 """Characters of a grammar."""
-MAX_PARTS = 4096
-"""Parts of a grammar that no operator has allowed, with its rules written out."""
+MAX_PARTS = 512
+"""Characters and classes of a grammar that no operator has allowed, with its rules and repetitions written out: as many
+ways to go on can be open at a token."""
 MAX_GROUPS = 32
 """Nesting depth of groups."""
 MAX_REPETITIONS = 2000
@@ -180,6 +181,8 @@ def plain_grammar(text: str, at: str) -> None:
             raise BadRequest(f"unexpected {word[:64]!r} in a grammar of GBNF", at)
     for name in rules:
         _Repetitions(at).read(_inlined(name, rules, at))
+        if _size(_inlined(name, rules, at)) > MAX_PARTS:
+            raise _too_large(at)
 
 
 _PLAIN = re.compile(r'".*"|\[.*\]|\{.+\}|[A-Za-z][A-Za-z0-9-]*|[()*+?|.]', re.DOTALL)
@@ -200,7 +203,7 @@ def _inlined(root: str, rules: dict[str, list[str]], at: str) -> Iterator[str]:
             continue
         size += max(1, len(word) - 2) if word[0] == '"' else 1
         if size > MAX_PARTS:
-            raise BadRequest(f"a grammar with more than {MAX_PARTS} parts is not accepted" + _ALLOW, at)
+            raise _too_large(at)
         if word not in rules:
             yield word
         elif any(word == name for name, _ in stack):
@@ -208,6 +211,35 @@ def _inlined(root: str, rules: dict[str, list[str]], at: str) -> Iterator[str]:
         else:
             stack.append((word, iter(rules[word])))
             yield "("
+
+
+def _too_large(at: str) -> BadRequest:
+    return BadRequest(
+        f"a grammar with more than {MAX_PARTS} characters and classes, repetitions written out, is not accepted"
+        + _ALLOW,
+        at,
+        Kind.UNSUPPORTED,
+    )
+
+
+def _size(words: Iterable[str]) -> int:
+    """Return the number of characters and classes, with each repetition written out; `*` and `+` add none."""
+    groups, part = [0], 0
+    for word in words:
+        if word == "(":
+            groups.append(0)
+            part = 0
+        elif word == ")" and len(groups) > 1:
+            part = groups.pop()
+            groups[-1] += part
+        elif _times(word) is None:
+            part = max(1, len(word) - 2) if word[0] == '"' else 0 if word in ("|", ")") else 1
+            groups[-1] += part
+        elif word[0] == "{":
+            repeated = part * (_times(word) or 1)
+            groups[-1] += repeated - part
+            part = repeated
+    return sum(groups)
 
 
 def _rules(text: str, at: str) -> dict[str, list[str]]:
