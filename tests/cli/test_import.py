@@ -319,6 +319,17 @@ def test_each_model_of_ollama_is_served_from_its_blob(home: Path) -> None:
     assert "pirate" not in notes
 
 
+def test_the_folder_of_models_is_read_without_its_home(home: Path) -> None:
+    for name in ("org/small-GGUF/small-Q4_K_M.gguf", "org/audio/model.bin"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text("{}")
+
+    models, _, notes = imported(home, "lm-studio", "--folder", str(home))
+
+    assert models["org/small-GGUF"]["source"] == str(home / "org/small-GGUF/small-Q4_K_M.gguf")
+    assert "org/audio: left out: it has no GGUF file of a model and no config.json" in notes
+
+
 def test_each_file_of_lm_studio_is_an_entry_with_what_its_user_set(home: Path) -> None:
     models_folder = home / ".lmstudio" / "models"
     for name in (

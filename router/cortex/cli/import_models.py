@@ -65,7 +65,7 @@ def _draft(source: str, folder: Path | None, weights: LocalWeights) -> Draft:
             if home is None or not lm_studio.models_folder(home).is_dir():
                 raise Failed(
                     f"no models of LM Studio in {home or ', '.join(lm_studio.HOMES)}",
-                    hint="`--folder` names its home folder, which has `models`.",
+                    hint="`--folder` names its home folder, which has `models`, or the folder of models.",
                 )
             return lm_studio.read(home, f"LM Studio, {home}")
     path = Path(source)

@@ -172,11 +172,15 @@ def test_no_prompt_and_no_key_reach_the_log(server: Server, body: bytes) -> None
     assert KEY not in log
 
 
-def test_optional_endpoints_are_off_by_default(model: Path, tmp_path: Path) -> None:
-    with serving(tmp_path / "log", "-m", model, "--jinja", "--no-webui") as server:
+def test_optional_endpoints_are_off_by_default_and_usual_flags_are_taken(model: Path, tmp_path: Path) -> None:
+    usual = ("--jinja", "--no-webui", "-fa", "on", "-ctk", "q8_0", "-ctv", "q8_0", "-tb", "1", "--cache-reuse", "64")
+    with serving(tmp_path / "log", "-m", model, *usual, "--swa-full", "--no-warmup", "--no-context-shift") as server:
         codes = {path: server.client.get(path).status_code for path in ("/", "/slots", "/metrics")}
 
+        answer = server.client.post("/v1/chat/completions", json=CHAT)
+
     assert codes == {"/": 404, "/slots": 501, "/metrics": 501}
+    assert answer.json()["choices"][0]["message"]["content"].startswith("alpha ")
 
 
 def test_an_embedding_server_returns_embeddings(model: Path, tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ LOG_ERRORS = 1
 LOG_INFO = 3
 
 LAYERS = {"auto": -1, "all": -2}
+ATTENTION = {"auto": -1, "off": 0, "on": 1}
+CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
+"""Numbers of ggml's types that the cache of keys and values may have."""
 
 
 # Not a msgspec.Struct: its import would take a third of the startup.
@@ -50,6 +53,14 @@ class Options(NamedTuple):
     batch_size: int | None
     ubatch_size: int | None
     cache_ram: int | None
+    threads_batch: int | None
+    flash_attn: str | None
+    cache_type_k: str | None
+    cache_type_v: str | None
+    cache_reuse: int | None
+    swa_full: bool
+    no_kv_offload: bool
+    no_warmup: bool
     kv_unified: bool
     embeddings: bool
     rerank: bool
@@ -77,9 +88,17 @@ def parse(argv: Sequence[str]) -> Options:
     flag("-np", "--parallel", type=int, default=1, help="slots, that is requests at a time")
     flag("-ngl", "--n-gpu-layers", "--gpu-layers", type=_layers, help="a number, 'auto' or 'all'")
     flag("-t", "--threads", type=int)
+    flag("-tb", "--threads-batch", type=int)
     flag("-b", "--batch-size", type=int)
     flag("-ub", "--ubatch-size", type=int, help="also the longest input of an embedding model")
     flag("-cram", "--cache-ram", type=int, help="MiB for the prompts of idle slots; 0 is none")
+    flag("-fa", "--flash-attn", nargs="?", const="on", choices=ATTENTION)
+    flag("-ctk", "--cache-type-k", choices=CACHE_TYPES)
+    flag("-ctv", "--cache-type-v", choices=CACHE_TYPES)
+    flag("--cache-reuse", type=int, help="the shortest piece of a prompt that is found again at another place")
+    flag("--swa-full", action="store_true", help="keep the whole context of models with a sliding window")
+    flag("-nkvo", "--no-kv-offload", action="store_true")
+    flag("--no-warmup", action="store_true")
     flag("-kvu", "--kv-unified", action="store_true", help="let all slots share the context")
     flag("--embeddings", "--embedding", action="store_true")
     flag("--rerank", "--reranking", action="store_true")
@@ -90,7 +109,8 @@ def parse(argv: Sequence[str]) -> Options:
     flag("--slots", action="store_true", help="serve /slots")
     flag("--metrics", action="store_true", help="serve /metrics")
     # These are always on; accepted because llama-server takes the same argv.
-    flag("--jinja", "--no-webui", "--no-ui", "--no-slots", action="store_true", help="always so")
+    always = ("--jinja", "--no-webui", "--no-ui", "--no-slots", "--no-context-shift")
+    flag(*always, action="store_true", help="always so")
     values = vars(parser.parse_args(argv))
     return Options(**{field: values[field] for field in Options._fields})
 
@@ -125,12 +145,24 @@ def start(options: Options, key: str) -> Any:
     if options.threads is not None:
         params.cpuparams.n_threads = options.threads
         params.cpuparams_batch.n_threads = options.threads
+    if options.threads_batch is not None:
+        params.cpuparams_batch.n_threads = options.threads_batch
     if options.batch_size is not None:
         params.n_batch = options.batch_size
     if options.ubatch_size is not None:
         params.n_ubatch = options.ubatch_size
     if options.cache_ram is not None:
         params.cache_ram_mib = options.cache_ram
+    if options.flash_attn is not None:
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type(ATTENTION[options.flash_attn])
+    if options.cache_type_k is not None:
+        params.cache_type_k = xllamacpp.ggml_type(CACHE_TYPES[options.cache_type_k])
+    if options.cache_type_v is not None:
+        params.cache_type_v = xllamacpp.ggml_type(CACHE_TYPES[options.cache_type_v])
+    if options.cache_reuse is not None:
+        params.n_cache_reuse = options.cache_reuse
+    params.swa_full, params.no_kv_offload = options.swa_full, options.no_kv_offload
+    params.warmup = not options.no_warmup
     params.embedding = options.embeddings or options.rerank
     if options.rerank:
         params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK

@@ -31,13 +31,17 @@ _LENGTH = "llm.prediction.maxPredictedTokens"
 
 
 def models_folder(home: Path) -> Path:
-    """Return where LM Studio keeps models: `downloadsFolder` of its settings, else `models`."""
+    """Return where LM Studio keeps models: `downloadsFolder` of its settings, else `models`; or the folder itself if it
+    has models."""
     try:
         settings = json.loads((home / "settings.json").read_bytes())
         folder = settings.get("downloadsFolder")
     except (OSError, ValueError, AttributeError):
         folder = None
-    return Path(folder).expanduser() if isinstance(folder, str) and folder else home / "models"
+    if isinstance(folder, str) and folder:
+        return Path(folder).expanduser()
+    has_models = not (home / "models").is_dir() and next(home.glob("*/*/*.gguf"), None) is not None
+    return home if has_models else home / "models"
 
 
 def read(home: Path, origin: str) -> Draft:
@@ -60,6 +64,8 @@ def read(home: Path, origin: str) -> Draft:
                 draft.alias(repository.name.lower().removesuffix("-gguf"), entry.id)
         if not models and (repository / "config.json").exists():
             _add_folder(draft, name, repository)
+        elif not models:
+            draft.notes.append(f"{name}: left out: it has no GGUF file of a model and no config.json")
     return draft
 
 
