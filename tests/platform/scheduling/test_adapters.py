@@ -178,3 +178,30 @@ def test_an_adopted_worker_keeps_its_adapters_and_no_load_of_the_earlier_agent()
 
     assert set(one(later).adapters) == {"legal"}
     assert one(later).adapter_steps == {}
+
+
+def test_an_adopted_worker_unloads_what_the_earlier_agent_may_not_have_unloaded() -> None:
+    scheduler = ready()
+    scheduler.handle(LOADED, 3.0)
+    scheduler.apply_catalogue({"base": replace(BASE, adapters=(CUP,))}, "e", 4.0)
+    state = scheduler.scheduler.state
+    saved = SavedWorker(one(scheduler), state.functions["one"], state.weights["one"])
+    later = a_scheduler()
+    later.adopt(saved, 5.0, alive=True, healthy=True)
+
+    assert unloads(later) == [adapter_name("legal", adapter_number("org/legal"))]
+
+
+def test_an_adapter_that_is_loaded_again_is_not_unloaded_after_a_restart() -> None:
+    scheduler = ready()
+    scheduler.handle(LOADED, 3.0)
+    scheduler.apply_catalogue({"base": replace(BASE, adapters=(CUP,))}, "e", 4.0)
+    scheduler.apply_catalogue({"base": BASE}, "f", 5.0)
+    ensure(scheduler, 6.0)
+    scheduler.handle(LOADED, 7.0)
+    state = scheduler.scheduler.state
+    saved = SavedWorker(one(scheduler), state.functions["one"], state.weights["one"])
+    later = a_scheduler()
+    later.adopt(saved, 8.0, alive=True, healthy=True)
+
+    assert unloads(later) == []

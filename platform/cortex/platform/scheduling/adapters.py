@@ -20,6 +20,8 @@ from cortex.platform.scheduling.steps import decide, put
 AGAIN_S = 30.0
 """How long after a failed load no other is begun: each may download the adapter."""
 STEP = "loading"
+MOST_UNLOADS = 64
+"""The most unloads of an instance that are repeated after a restart of the agent."""
 
 
 def loads_while_it_runs(instance: Instance) -> bool:
@@ -75,12 +77,16 @@ def loaded(state: HostState, event: events.AdapterLoaded) -> None:
     instance = put(state, replace(instance, adapter_steps=_without(instance.adapter_steps, event.variant)))
     adapter = _declared(state.functions[instance.id], event.variant)
     if adapter is None or adapter_number(adapter.source) != event.number:
-        state.effects.append(effects.UnloadAdapter(instance, adapter_name(event.variant, event.number)))
+        _unload(state, instance, adapter_name(event.variant, event.number))
         return
     state.adapter_failures.get(instance.id, {}).pop(event.variant, None)
     instance = put(state, replace(instance, adapters={**instance.adapters, event.variant: event.number}))
-    weights = state.weights[instance.id]
-    state.weights[instance.id] = replace(weights, adapters={**weights.adapters, event.variant: event.path})
+    weights, name = state.weights[instance.id], adapter_name(event.variant, event.number)
+    state.weights[instance.id] = replace(
+        weights,
+        adapters={**weights.adapters, event.variant: event.path},
+        adapter_unloads=tuple(n for n in weights.adapter_unloads if n != name),
+    )
     decide(state, DecisionKind.ADAPTER_LOADED, instance, f"the adapter of {event.variant}")
 
 
@@ -108,7 +114,7 @@ def drop_undeclared(state: HostState, instance: Instance, declared: Function) ->
     before = {a.id: adapter_number(a.source) for a in state.functions[instance.id].adapters}
     stale = {id: number for id, number in instance.adapters.items() if numbers.get(id) != number}
     for id, number in stale.items():
-        state.effects.append(effects.UnloadAdapter(instance, adapter_name(id, number)))
+        _unload(state, instance, adapter_name(id, number))
     return replace(
         instance,
         adapters={id: n for id, n in instance.adapters.items() if id not in stale},
@@ -118,6 +124,19 @@ def drop_undeclared(state: HostState, instance: Instance, declared: Function) ->
             if id in numbers and numbers[id] == before.get(id)
         },
     )
+
+
+def resume_unloads(state: HostState, instance: Instance) -> None:
+    """Unload what an earlier agent of this host may not have unloaded before it ended; twice does no harm."""
+    for name in state.weights[instance.id].adapter_unloads:
+        state.effects.append(effects.UnloadAdapter(instance, name))
+
+
+def _unload(state: HostState, instance: Instance, name: str) -> None:
+    weights = state.weights[instance.id]
+    names = (*(n for n in weights.adapter_unloads if n != name), name)
+    state.weights[instance.id] = replace(weights, adapter_unloads=names[-MOST_UNLOADS:])
+    state.effects.append(effects.UnloadAdapter(instance, name))
 
 
 def _declared(function: Function, variant: str) -> Adapter | None:

@@ -9,7 +9,7 @@ from cortex.functions.lifecycle import PARKED, State
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Accepted, PlacementPlan, Rejected, Victim
 from cortex.platform.record import DrainReason, Failure, Instance, Tier
-from cortex.platform.scheduling.adapters import drop_undeclared
+from cortex.platform.scheduling.adapters import drop_undeclared, resume_unloads
 from cortex.platform.scheduling.admission import Offer, admit, consolidation, offer, start_s, turn_of, wake
 from cortex.platform.scheduling.effects import Decision, Ending, Fetch, Reclaim, Stop
 from cortex.platform.scheduling.events import Adopted, CatalogueChanged, CoolRequest, EnsureRequest
@@ -73,6 +73,7 @@ def adopt(state: HostState, event: Adopted, now: float) -> None:
     instance = put(state, replace(instance, state=State.READY, parked=None))
     if event.healthy:  # (5)
         decide(state, DecisionKind.ADOPTED, instance, f"pid {instance.pid}")
+        resume_unloads(state, instance)
     else:  # (6)
         fail_and_stop(state, instance, Incident("the worker did not answer the restarted agent"), now)
 

@@ -22,6 +22,8 @@ class LocalWeights(Struct, frozen=True):
     """Paths of the adapters that fit them, by the variant's id."""
     adapter_problems: dict[str, str] = {}
     """Why an adapter cannot be used, by the variant's id."""
+    adapter_unloads: tuple[str, ...] = ()
+    """The engine's names of adapters that a running instance had to unload, and has not loaded since."""
     adapter_rank: int = 0
     """The highest rank of an adapter that the engine must be able to load while it runs; 0: it loads none."""
 
