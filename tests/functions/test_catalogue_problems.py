@@ -190,7 +190,7 @@ PROBLEMS = {
     ),
     "an alias that is its own substitute": (
         ONE + '[aliases]\na = { use = "m", on_cold = { use = "a" } }',
-        ["models.toml:5: alias 'a': on_cold: 'a' has a substitute of its own: name a function"],
+        ["models.toml:5: alias 'a': on_cold: 'a' is the alias itself: name another function"],
     ),
     "a chain of substitutes": (
         TWO + '[aliases]\na = { use = "m", on_cold = { use = "b" } }\nb = { use = "n", on_cold = { use = "m" } }',

@@ -395,7 +395,9 @@ class _Reader:
         resolved = {}
         for alias, rule in rules.items():
             where, line, use = f"alias '{alias}'", self._alias_line(alias), aliases.get(rule.use, rule.use)
-            if rule.use in rules:
+            if rule.use == alias:
+                self._report(where, f"on_cold: '{alias}' is the alias itself: name another function", line)
+            elif rule.use in rules:
                 self._report(where, f"on_cold: '{rule.use}' has a substitute of its own: name a function", line)
             elif use not in functions:
                 hint = did_you_mean(rule.use, (*functions, *aliases))
