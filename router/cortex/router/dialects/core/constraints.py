@@ -179,10 +179,13 @@ def plain_grammar(text: str, at: str) -> None:
     for word in (word for body in rules.values() for word in body):
         if _PLAIN.fullmatch(word) is None:
             raise BadRequest(f"unexpected {word[:64]!r} in a grammar of GBNF", at)
-    for name in rules:
-        _Repetitions(at).read(_inlined(name, rules, at))
-        if _size(_inlined(name, rules, at)) > MAX_PARTS:
-            raise _too_large(at)
+    used = {"root"}
+    words = [*_inlined("root", rules, used, at)]
+    if unused := rules.keys() ^ used:
+        raise BadRequest(f"the grammar's rule {min(unused)[:64]!r} is missing or not used by 'root'", at)
+    _Repetitions(at).read(words)
+    if _size(words) > MAX_PARTS:
+        raise _too_large(at)
 
 
 _PLAIN = re.compile(r'".*"|\[.*\]|\{.+\}|[A-Za-z][A-Za-z0-9-]*|[()*+?|.]', re.DOTALL)
@@ -190,9 +193,9 @@ _PLAIN = re.compile(r'".*"|\[.*\]|\{.+\}|[A-Za-z][A-Za-z0-9-]*|[()*+?|.]', re.DO
 _ALLOW = "; an operator can allow it for a function (allow = [...])"
 
 
-def _inlined(root: str, rules: dict[str, list[str]], at: str) -> Iterator[str]:
-    """Yield the tokens of a rule, with each rule that it refers to in a group. Raises BadRequest for recursion and too
-    many tokens."""
+def _inlined(root: str, rules: dict[str, list[str]], used: set[str], at: str) -> Iterator[str]:
+    """Yield the tokens of a rule, with each rule that it refers to in a group; add these to `used`. Raises BadRequest
+    for recursion and too many tokens."""
     stack = [(root, iter(rules.get(root, ())))]
     size = 0
     while stack:
@@ -205,10 +208,13 @@ def _inlined(root: str, rules: dict[str, list[str]], at: str) -> Iterator[str]:
         if size > MAX_PARTS:
             raise _too_large(at)
         if word not in rules:
+            if word[0].isalpha():
+                used.add(word)  # a rule that is missing
             yield word
         elif any(word == name for name, _ in stack):
             raise BadRequest(f"a grammar with recursion ({word!r}) is not accepted" + _ALLOW, at, Kind.UNSUPPORTED)
         else:
+            used.add(word)
             stack.append((word, iter(rules[word])))
             yield "("
 
