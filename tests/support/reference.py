@@ -117,7 +117,8 @@ def _passing_bounds() -> str:
   {constraints.MAX_DEPTH} levels; `minItems` and `maxItems` inside one another multiply to {constraints.MAX_ITEMS}.
   A pattern has {constraints.MAX_PATTERN} characters, a grammar {constraints.MAX_GRAMMAR >> 10} KiB, both
   {constraints.MAX_GROUPS} groups inside one another, and repetitions inside one another multiply to
-  {constraints.MAX_REPETITIONS} (`*` and `+` count as {constraints.UNBOUNDED}).
+  {constraints.MAX_REPETITIONS} (`*` and `+` count as {constraints.UNBOUNDED}), to {constraints.MAX_NESTED[2]} with two
+  bounded ones (`{{0,9}}`) among them, to {constraints.MAX_NESTED[3]} with more.
   {constraints.MAX_OPTIONAL} parts of a pattern, or of a grammar's rule, may be left out; no repetition repeats
   what can be empty. A grammar without `grammar` in `allow` is GBNF for llama.cpp without recursion:
   {constraints.MAX_PARTS} characters and classes with its rules and repetitions written out, all of them

@@ -33,6 +33,9 @@ MAX_GROUPS = 32
 """Nesting depth of groups."""
 MAX_REPETITIONS = 2000
 """Product of nested repetitions in a regular expression or a grammar."""
+MAX_NESTED = {2: 1000, 3: 343}
+"""The product where so many of them are bounded (`{0,9}`); the last is of more, too. An engine writes these out, and if
+they can match the same text in several ways, it follows each of them at each token."""
 MAX_OPTIONAL = 64
 """Optional parts of a regular expression or a grammar rule: `?`, `*`, `{0,9}`."""
 MAX_OPTIONAL_PROPERTIES = 512
@@ -279,10 +282,11 @@ def _cost(name: str, rules: dict[str, list[str]], costs: dict[str, int], at: str
 
 
 class _Group:
-    """A group during parsing: its largest product, and whether it can match the empty string."""
+    """A group during parsing: its largest product, the most bounded repetitions inside one another, and whether it can
+    match the empty string."""
 
     def __init__(self) -> None:
-        self.product = 1
+        self.product, self.levels = 1, 0
         self.can_be_empty, self._sequence_can_be_empty = False, True
 
     def follow(self, can_be_empty: bool) -> None:
@@ -304,18 +308,20 @@ class _Repetitions:
 
     def read(self, words: Iterable[str], refer: Any = None) -> int:
         """Return the largest product of repetitions. `refer` returns a rule's product by name. Raises TooCostly."""
-        groups, atom, can_be_empty = [_Group()], 1, True
+        groups, atom, levels, can_be_empty = [_Group()], 1, 0, True
         for word in words:
             group, times = groups[-1], _times(word)
             if times is not None:
-                self._repeat(word, times, atom * times, can_be_empty)
+                levels += times > 1 and word[0] == "{"
+                self._repeat(word, times, atom * times, levels, can_be_empty)
                 atom *= times
+                group.levels = max(group.levels, levels)
                 can_be_empty |= _is_optional(word)
                 group.product = max(group.product, atom)
                 continue
             group.follow(can_be_empty)
             can_be_empty = word in _EMPTY
-            atom = 1
+            atom, levels = 1, 0
             if word[0] == "(":
                 groups.append(_Group())
                 can_be_empty = True
@@ -325,20 +331,22 @@ class _Repetitions:
                 group.end_alternative()
                 if len(groups) > 1:
                     groups.pop()
-                    atom, can_be_empty = group.product, group.can_be_empty
+                    atom, levels, can_be_empty = group.product, group.levels, group.can_be_empty
             elif word == "|":
                 group.end_alternative()
                 can_be_empty = True
             elif refer is not None:
                 atom = refer(word)
             groups[-1].product = max(groups[-1].product, atom)
+            groups[-1].levels = max(groups[-1].levels, levels)
         return max(group.product for group in groups)
 
-    def _repeat(self, word: str, times: int, product: int, can_be_empty: bool) -> None:
+    def _repeat(self, word: str, times: int, product: int, levels: int, can_be_empty: bool) -> None:
         """Count one repetition. Raises TooCostly."""
         self.total += times
-        if product > MAX_REPETITIONS or self.total > MAX_REPETITIONS * UNBOUNDED:
-            raise TooCostly(f"nested repetitions multiply to more than {MAX_REPETITIONS}", self._at)
+        most = MAX_NESTED.get(min(levels, max(MAX_NESTED)), MAX_REPETITIONS)
+        if product > most or self.total > MAX_REPETITIONS * UNBOUNDED:
+            raise TooCostly(f"nested repetitions multiply to more than {most}", self._at)
         if times > 1 and can_be_empty:
             raise TooCostly("a repetition repeats an expression that can be empty", self._at)
         self._optional += _is_optional(word)
