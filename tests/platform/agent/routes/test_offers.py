@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
+import trustme
 import uvicorn
 from litestar import Litestar
 
@@ -46,15 +47,17 @@ def a_download(cache: Path) -> Path:
 
 
 @asynccontextmanager
-async def serving(cache: Path, mb_s: int = 1000) -> AsyncIterator[httpx.AsyncClient]:
+async def serving(cache: Path, mb_s: int = 1000, *, cert: str = "", key: str = "") -> AsyncIterator[httpx.AsyncClient]:
     """Serve the routes, without the guard."""
     looks = disk.looks()
     routes = [*offer_routes(cache, mb_s, looks), neighbours_route(cache / "neighbours.json", looks)]
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
-        server = uvicorn.Server(listener.config(Litestar(routes, openapi_config=None), f"127.0.0.1:{port}"))
+        app = Litestar(routes, openapi_config=None)
+        server = uvicorn.Server(listener.config(app, f"127.0.0.1:{port}", cert=cert, key=key))
         task = asyncio.create_task(server.serve(sockets=[held]))
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as client:
+        scheme = "https" if cert else "http"
+        async with httpx.AsyncClient(base_url=f"{scheme}://127.0.0.1:{port}", trust_env=False, timeout=20) as client:
             assert await listener.accepts("127.0.0.1", port, within_s=10)
             yield client
         server.should_exit = True
@@ -127,6 +130,26 @@ async def test_the_client_receives_what_the_routes_send(tmp_path: Path) -> None:
         await asyncio.to_thread(client.receive, holder, DIGEST, 500, len(CONTENT), received.extend)
 
     assert bytes(received) == CONTENT[500:]
+
+
+async def test_with_tls_only_a_neighbour_with_a_certificate_of_the_fleets_authority_is_used(tmp_path: Path) -> None:
+    a_download(tmp_path / "cache")
+    for name in ("own", "other"):
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(str(tmp_path / f"{name}.ca"))
+        if name == "own":
+            certificate = authority.issue_cert("127.0.0.1")
+            certificate.private_key_pem.write_to_path(str(tmp_path / "key"))
+            certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert"))
+    holders = []
+    async with serving(tmp_path / "cache", cert=str(tmp_path / "cert"), key=str(tmp_path / "key")) as http:
+        near = Neighbour(host="near", address=str(http.base_url).rstrip("/"), token="t")
+        for name in ("own", "other"):
+            client = NeighbourClient((near,), str(tmp_path / f"{name}.ca"))
+            holders.append(await asyncio.to_thread(client.holders, DIGEST, len(CONTENT)))
+            client.close()
+
+    assert holders == [[near], []]
 
 
 async def test_the_neighbours_of_a_host_are_saved_in_a_private_file(tmp_path: Path) -> None:
