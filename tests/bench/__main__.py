@@ -298,10 +298,11 @@ def _memory(bench: Bench, servers: Sequence[Contender], options: argparse.Namesp
     """Send many plain requests to one process, and read its memory after each tenth."""
     router, plain, tenth = next(s for s in servers if s.name == "cortex"), SCENARIOS["plain"], options.many // 10
     memory_mb = list[float]()
-    for _ in range(10):
+    for number in range(1, 11):
         bench.say()
         asyncio.run(load.send(router.url, plain, f"sk-{plain.key}", tenth))
         memory_mb.append(router.memory_mb())
+        print(f"{number * tenth} requests: {memory_mb[-1]:.0f} MiB", file=sys.stderr, flush=True)
     return (
         "memory over many requests",
         f"One process, {tenth * 10} plain requests. MiB after each tenth: {', '.join(f'{m:.0f}' for m in memory_mb)}.",
@@ -394,6 +395,7 @@ def _profile(bench: Bench, scenario: Scenario, name: str) -> int:
 
 def _answers(contender: Contender) -> bool:
     plain = SCENARIOS["plain"]
+    assert not contender.has_ended, f"{contender.name} ended before it answered"
     with contextlib.suppress(httpx.HTTPError):
         sent = httpx.post(
             contender.url + plain.path,

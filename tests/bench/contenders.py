@@ -44,6 +44,13 @@ class Contender(Struct, frozen=True):
     process: psutil.Process | None = None
     translates: bool = False
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether its process has ended, so that it will not answer."""
+        return self.process is not None and (
+            not self.process.is_running() or self.process.status() == psutil.STATUS_ZOMBIE
+        )
+
     def cpu_s(self) -> float:
         """Return the CPU time of all its processes and threads so far."""
         return sum(_cpu_s(process.pid) for process in self._processes())
@@ -132,7 +139,11 @@ def litellm(folder: Path, upstream: int, cpus: Sequence[int]) -> Iterator[Conten
     port, config = free_port(), folder / "litellm.yaml"
     config.write_text(LITELLM.format(worker=upstream))
     argv = ["uvx", "--from", "litellm[proxy]", "litellm", "--config", str(config), "--port", str(port)]
-    env = plain_env() | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # else it fetches prices, for half a minute offline
+    env = plain_env() | {
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else it fetches prices, for half a minute offline
+        "LITELLM_MASTER_KEY": "sk-bench",  # that of the requests; without one it does not start
+        "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+    }
     with running(argv, env, folder / "litellm.log", cpus) as process:
         yield Contender("litellm", f"http://127.0.0.1:{port}", process, translates=True)
 

@@ -34,7 +34,17 @@ pytestmark = [
 
 CATALOGUE = "\n".join(
     [
-        fake("demo/one", "--load-s", "0.5", "--tps", "50", "--tokens", "40", vram_mb=6000),
+        fake(
+            "demo/one",
+            "--load-s",
+            "0.5",
+            "--tps",
+            "50",
+            "--tokens",
+            "40",
+            vram_mb=6000,
+            cost={"input": 1.0, "output": 4.0},
+        ),
         fake("demo/two", "--load-s", "0.5", "--tps", "50", "--tokens", "40", vram_mb=6000, start_timeout_s=4),
         fake("demo/slow", "--tps", "10", "--tokens", "20", vram_mb=100),
         fake("demo/dies", "--crash-on-load", "3", vram_mb=100),

@@ -243,8 +243,17 @@ ROWS: dict[str, list[Panel]] = {
 }
 
 NEEDS_A_GPU = ("GPU use", "GPU temperature", "GPU power", "Power by function", "Energy of a token")
-NEEDS_MORE = ("Audio and images", "Parking", "Return of a parked instance", "RAM of parked instances")
-"""Panels of functions and tiers that the small fleet of the monitoring test does not have."""
+NEEDS_MORE = (
+    "Audio and images",
+    "Budgets of keys",
+    "Faults that were survived",
+    "Functions that hosts do not start again yet",
+    "Lines that wait",
+    "Parking",
+    "RAM of parked instances",
+    "Return of a parked instance",
+)
+"""Panels of what the small fleet of the monitoring test does not have: functions, tiers, keys, batches, faults."""
 NO_PANEL = {
     metrics.COLD_STARTS: "the sum of cortex_starts_total, under its earlier name",
     metrics.VRAM_USED: "cortex_device_memory_mb has it, and this is its earlier name",

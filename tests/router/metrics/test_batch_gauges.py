@@ -30,7 +30,10 @@ async def test_open_batches_are_counted_with_their_lines(tmp_path: Path) -> None
     gauges = await BatchGauges(folder).read()
 
     assert sums(gauges) == {
+        (metrics.BATCHES.name, "validating"): 0,
         (metrics.BATCHES.name, "in_progress"): 2,
+        (metrics.BATCHES.name, "cancelling"): 0,
+        (metrics.BATCHES.name, "finalizing"): 0,
         (metrics.BATCH_LINES.name, "done"): 3,
         (metrics.BATCH_LINES.name, "left"): 7,
     }

@@ -12,7 +12,7 @@ import structlog
 
 from cortex.platform import metrics
 from cortex.platform.meter import Count
-from cortex.router.batches.batch import Batch
+from cortex.router.batches.batch import Batch, Status
 from cortex.router.batches.folder import Folder
 
 log = structlog.get_logger()
@@ -53,8 +53,9 @@ class BatchGauges:
 
 def batch_gauges(batches: Sequence[Batch]) -> Iterable[Count]:
     """Return the gauges of open batches."""
-    for state, number in Counter(str(b.status) for b in batches).items():
-        yield Count(metrics.BATCHES.name, (state,), number)
+    states = Counter(b.status for b in batches)
+    for state in (status for status in Status if status.is_open):
+        yield Count(metrics.BATCHES.name, (str(state),), states[state])
     done = sum(b.counts.done for b in batches)
     yield Count(metrics.BATCH_LINES.name, ("done",), done)
     yield Count(metrics.BATCH_LINES.name, ("left",), sum(b.counts.total for b in batches) - done)
