@@ -53,6 +53,7 @@ CHANGES: dict[str, Any] = {
     "remote_images": True,
     "allow": ("grammar",),
     "cache": "shared",
+    "keep_context": True,
     "native": ("messages",),
     "cost": Cost(input=1.0),
     "server": "llama-server",

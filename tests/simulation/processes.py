@@ -46,9 +46,11 @@ from cortex.router.operations import Operations
 from cortex.router.request import upstream
 from cortex.router.request.adapters import AdapterLoads
 from cortex.router.request.admission import Admission
+from cortex.router.request.context_restores import ContextRestores
 from cortex.router.request.deaths import Deaths
 from cortex.router.request.exchange import Exchanges
 from cortex.router.request.probe import Probe
+from cortex.router.request.prompt_cache import SlotTable
 from cortex.router.request.request_record import RequestRecords, each
 from cortex.router.request.substitutes import Substitutes
 from cortex.router.tracing import PassThroughTracing
@@ -214,6 +216,7 @@ class SimulatedRouter:
             PassThroughTracing(),
             Substitutes(start_history.History(own)),
             AdapterLoads(self.view, agents),
+            ContextRestores(SlotTable(), self.view, agents, token),
         )
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -10,7 +10,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.response import Stream
 from msgspec import Struct
 
-from cortex.router.routes import admin, audit, batches, decisions, instances, keys, requests, usage, weights
+from cortex.router.routes import admin, audit, batches, contexts, decisions, instances, keys, requests, usage, weights
 from tests.support.reference import attribute_docstrings
 
 INTRO = """\
@@ -53,6 +53,7 @@ def handlers() -> list[HTTPRouteHandler]:
         [h for h in usage.routes(none, none) if "/v1/usage" not in h.paths],
         [h for h in batches.routes(none, none, none) if min(h.paths).startswith("/admin")],
         weights.routes(none, none, none),
+        contexts.routes(none, none, none),
         keys.routes(none, none),
     )
     return [handler for handlers in lists for handler in handlers]

@@ -19,6 +19,8 @@ from cortex.platform.agent_messages import (
     Accepted,
     AdapterState,
     CatalogueUpdate,
+    ContextAnswer,
+    ContextFailure,
     Cool,
     Ensure,
     EnsureAdapter,
@@ -33,7 +35,9 @@ from cortex.platform.agent_messages import (
     Prefetch,
     Rejected,
     Remove,
+    RemoveContexts,
     Removed,
+    RestoreContext,
     Stored,
     Victim,
 )
@@ -54,11 +58,12 @@ from cortex.platform.record import (
     RouterReport,
     ShareUse,
     Silence,
+    SlotContext,
 )
 from cortex.platform.scheduling.ledger import Entry, StartTimes
 from cortex.platform.scheduling.placement import When
 from cortex.platform.scheduling.saved_state import AgentState, LocalWeights, SavedWorker
-from tests.support.factories import a_device, a_function, a_host, an_instance
+from tests.support.factories import a_device, a_function, a_host, a_saved_context, an_instance
 
 FOLDER = Path(__file__).parent.parent / "contract"
 KINDS: dict[str, Any] = {
@@ -75,6 +80,10 @@ KINDS: dict[str, Any] = {
     "answer to ensure: going": Accepted | Rejected,
     "answer to ensure: refused": Accepted | Rejected,
     "answer to plan": PlacementPlan | Rejected,
+    "restore context": RestoreContext,
+    "answer to restore context": ContextAnswer,
+    "context failed": ContextFailure,
+    "remove contexts": RemoveContexts,
     "host": HostRecord,
     "router": RouterReport,
     "namesake": Namesake,
@@ -110,6 +119,7 @@ def spoken() -> dict[str, Any]:
                     origins={"": 4, "host-b": 6})  # fmt: skip
     weights = LocalWeights("/w", 10, adapters={"org/v": "/a"})
     neighbour = Neighbour(host="host-b", address="http://10.0.0.3:13131", token="t", seal="s")
+    saved = a_saved_context(prefill_s=2.5, digest="d")
     held = Held(device="GPU-1", pid=9, command="python", memory_mb=100)
     return {
         "ensure": Ensure(function, force=True, waited_s=2.5, turn=True),
@@ -128,13 +138,20 @@ def spoken() -> dict[str, Any]:
                                              turn_in_s=4.5),
         "answer to plan": PlacementPlan(host="host-a", devices=("GPU-1",), memory_mb=1000, memory_from="declared",
                                   evict=(Victim("i2", "org/other", 3.5),)),
+        "restore context": RestoreContext(instance="i1", slot=1, context=saved, host="host-b",
+                                          address="http://host-b:13131", key="k"),
+        "answer to restore context": ContextAnswer(tokens=2000, why="it is too old"),
+        "context failed": ContextFailure(context=saved, why="nothing was cached"),
+        "remove contexts": RemoveContexts(ids=("0000000000000000",), all=True),
         "host": a_host(instance, devices=(device,), version="0", at=3.5, labels=("fast",), foreign=(held,),
                        failures=(failure,), line=(in_line,), epoch=4, catalogue="digest",
                        tricks_off={"r1": {"eager": "exited"}},
+                       contexts=(saved,), contexts_off={"org/other": "nothing was cached"},
                        device_use={"r": {"i1": DeviceUse(1500, 9000)}}),
         "router": RouterReport(id="r", at=3.5, in_flight={"i1": 2}, waiting={"org/model": 1}, seen={"host-a": 4},
                               silent={"i1": Silence(for_s=1.5, usual_s=0.5)}, keep={"i1": KeepAlive(300.0, 2.5)},
-                              shares={"org/variant": ShareUse(1, 1)}, tokens={"i1": 40}),
+                              shares={"org/variant": ShareUse(1, 1)}, tokens={"i1": 40},
+                              slots={"i1": (SlotContext(slot=1, mark="c1", tokens=2000),)}),
         "namesake": Namesake(name="host-a", address="http://10.0.0.2:13131", version="0", home="h2"),
         "prefetch": Prefetch(function),
         "remove": Remove(("org/model@main",), unused=True, dry_run=True),

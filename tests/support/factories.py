@@ -6,7 +6,7 @@ import tests.support  # noqa: F401  (makes property tests repeatable)
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine, Function, revision
 from cortex.platform.fleet import Fleet
-from cortex.platform.record import Device, HostRecord, Instance, ProcessId, RouterReport
+from cortex.platform.record import Device, HostRecord, Instance, ProcessId, RouterReport, SavedContext
 from cortex.platform.scheduling.placement import Need
 
 HOST = "host-a"
@@ -56,6 +56,26 @@ def a_need(memory_mb: int = 1000, *, function: str = "org/new", **rest: Any) -> 
 def a_report(id: str = "router-1", *, seen: int = 0, **rest: Any) -> RouterReport:
     """A router's report; `seen` is the epoch of `host-a` it has acknowledged."""
     return RouterReport(id=id, seen={HOST: seen}, **rest)
+
+
+def a_saved_context(**rest: Any) -> SavedContext:
+    """A saved conversation of `org/model` of 2000 tokens."""
+    values = {
+        "id": "0" * 16,
+        "function": "org/model",
+        "revision": "r1",
+        "mark": "c1",
+        "build": "llama-server b1",
+        "model": "m1",
+        "settings": "s1",
+        "prompt_tokens": 1900,
+        "tokens": 2000,
+        "size": 1000,
+        "digest": "",
+        "at": 0.0,
+        **rest,
+    }
+    return SavedContext(**values)
 
 
 def a_fleet(*reports: RouterReport, used: dict[str, float] | None = None, cordoned: bool = False) -> Fleet:

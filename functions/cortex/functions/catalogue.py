@@ -15,7 +15,7 @@ from cortex.functions import arguments, hours, variants
 from cortex.functions.launch import fast_tricks
 from cortex.functions.launch.command import PLACEHOLDERS, has_placeholder, unknown_placeholders
 from cortex.functions.names import did_you_mean, fault_in, nearest
-from cortex.functions.servers import server_of
+from cortex.functions.servers import max_concurrency, server_of
 from cortex.functions.sources import DEMO, BadSource, source_of
 from cortex.functions.spec import SLEEPERS, Adapter, Engine, Function, Park, Start
 from cortex.functions.toml_lines import TomlLines
@@ -488,8 +488,22 @@ def _misfits(function: Function) -> Iterator[tuple[str, str]]:
         yield "served_name", f'served_name is for engine = "command", not "{function.engine}"'
     if function.server and function.engine is not Engine.LLAMACPP:
         yield "server", f'server is for engine = "llamacpp", not "{function.engine}"'
+    if function.keep_context and (why := _keeps_no_context(function)):
+        yield "keep_context", f"keep_context: {why}"
     if not server_of(function).dialects:
         yield "task", _cannot(function)
+
+
+def _keeps_no_context(function: Function) -> str:
+    """Return why a function's conversations cannot be saved, or ""."""
+    server = server_of(function)
+    if not server.saves_slots:
+        return 'only llama.cpp\'s own server saves conversations: engine = "llamacpp" without llama_cpp.server'
+    if "completions" not in server.dialects:
+        return f'task = "{function.task}" has no conversations'
+    if max_concurrency(function, server) is None:
+        return "needs a known number of slots: set target_concurrency instead of --parallel in args"
+    return ""
 
 
 def _cannot(function: Function) -> str:

@@ -58,6 +58,8 @@ class Server(Struct, frozen=True, kw_only=True):
     loads_adapters: Literal["at start", "while it runs", "no"] = "no"
     """When it loads the adapters of variants. One that is loaded while it runs has a name, which requests have as
     `model`; those of a start have numbers."""
+    saves_slots: bool = False
+    """Saves and restores the prompt of a slot by `POST /slots/N?action=…`."""
     stops_when_client_leaves: bool = True
     """Stops an unstreamed request, too, when its connection closes."""
 
@@ -77,6 +79,7 @@ _LLAMA = Server(
     lists_openly=True,
     isolation="slots",
     loads_adapters="at start",
+    saves_slots=True,
     # Observed: an unstreamed request of 30000 tokens continued for 27 s after its client had left.
     stops_when_client_leaves=False,
 )

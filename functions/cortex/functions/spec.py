@@ -129,6 +129,8 @@ class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     """Fields that clients may send in addition to those of `passing.py`: `grammar`, `chat_template_kwargs.style`."""
     cache: Literal["key", "shared"] = "key"
     """Which cached prompts a request may use: those of its own key and of keys in its group, or all."""
+    keep_context: bool = False
+    """Save long conversations to the host's disk before a worker leaves, and restore them when they come back."""
     native: tuple[Literal["messages", "responses"], ...] = ()
     cost: Cost = Cost()
     server: Literal["", "llama-server", "xllamacpp", "llama_cpp.server"] = ""
@@ -187,6 +189,7 @@ LAUNCH_FIELDS = (
     "id", "engine", "source", "revision", "quant", "min_devices", "context", "args", "env", "target_concurrency",
     "server", "task", "dtype", "tool_parser", "reasoning_parser", "chat_template", "mmproj", "park", "command",
     "health_path", "served_name", "cache", "adapters",
+    "keep_context",
 )  # fmt: skip
 """Fields that change the worker's command. A change of any of them makes a new revision."""
 

@@ -57,6 +57,10 @@ def adapter_problem(adapter: str, base: Function) -> str:
         return f"adapter: '{adapter}' has a comma, which engines read as the end of a path: rename it"
     if base.engine not in WITH_ADAPTERS:
         return f"adapter: engine \"{base.engine}\" of '{base.id}' cannot have adapters: vllm and llamacpp can"
+    if base.keep_context:
+        return (
+            f"adapter: a saved conversation does not say with which adapter it was: remove keep_context of '{base.id}'"
+        )
     if base.engine is Engine.LLAMACPP and any(_is_prompt_cache(word) for word in base.args):
         return (
             f"adapter: args of '{base.id}' has --cache-ram, and llama.cpp would answer from the cached prompts of "

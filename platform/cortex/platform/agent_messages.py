@@ -6,7 +6,7 @@ from msgspec.structs import replace
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
-from cortex.platform.record import Failure, Tier
+from cortex.platform.record import Failure, SavedContext, Tier
 from cortex.platform.scheduling.placement import When
 
 ANSWER_S = 10.0
@@ -169,6 +169,39 @@ class PlacementPlan(Struct, frozen=True, kw_only=True, tag="planned"):
     returns: str = ""
     """The parked instance that returns from `tier`; empty: one is started."""
     tier: Tier | None = None
+
+
+class RestoreContext(Struct, frozen=True, kw_only=True):
+    """Request a saved conversation in a slot of an instance. It is on the agent's own host, or on `host`, which hands
+    it over at `address` to the holder of `key`."""
+
+    instance: str
+    slot: int
+    context: SavedContext
+    host: str = ""
+    address: str = ""
+    key: str = ""
+
+
+class ContextAnswer(Struct, frozen=True, kw_only=True):
+    """Answer to it: how many tokens the slot has now, or why the conversation is not used."""
+
+    tokens: int = 0
+    why: str = ""
+
+
+class ContextFailure(Struct, frozen=True, kw_only=True):
+    """A conversation was restored, and the next answer did not use it."""
+
+    context: SavedContext
+    why: str
+
+
+class RemoveContexts(Struct, frozen=True, kw_only=True):
+    """Request the removal of saved conversations: those named, or all."""
+
+    ids: tuple[str, ...] = ()
+    all: bool = False
 
 
 class Fetching(Struct, frozen=True, kw_only=True):

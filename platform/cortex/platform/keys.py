@@ -7,7 +7,9 @@
                                                     │  agents send for what it offers
                                                     ├─ seal, by another host's name: what proves to that host that
                                                     │  something comes from this one
-                                                    └─ worker key, by the instance's id: the worker's API key
+                                                    ├─ worker key, by the instance's id: the worker's API key
+                                                    └─ context key, by a saved conversation's id: what another
+                                                       agent sends to fetch that one
 
 Each step is an HMAC-SHA256, which cannot be reversed. With its host's token an agent authenticates routers and its
 neighbours, derives the keys of its own workers and recognizes its fleet's record; it can do none of this for another
@@ -80,6 +82,11 @@ def proof(seal: str, text: str) -> str:
 def worker_key(own: str, instance: str) -> str:
     """Return the API key of one instance, from its host's token."""
     return _derive(own, f"worker:{instance}")
+
+
+def context_key(own: str, context: str) -> str:
+    """Return the bearer token that fetches one saved context, from the token of the host that has it."""
+    return _derive(own, f"context:{context}")
 
 
 def cache_salt(token: str, owner: str) -> str:
@@ -188,6 +195,10 @@ class FleetToken:
         """Return the seal with which a host proves something to another."""
         return neighbour_seal(host_token(self.current, host), other)
 
+    def for_context(self, host: str, context: str) -> str:
+        """Return the bearer token that fetches one saved context from a host."""
+        return context_key(host_token(self.current, host), context)
+
     def worker_keys(self, hosts: Iterable[str], instance: str) -> list[str]:
         """Return the keys that an instance may have under these names of its host: for each that of the current token,
         then those of the others."""
@@ -248,6 +259,10 @@ class HostToken:
     def proofs(self, other: str, text: str) -> tuple[str, ...]:
         """Return this host's proofs of a text for another host, one for each token."""
         return tuple(proof(neighbour_seal(entry.token, other), text) for entry in self._file.entries())
+
+    def opens_context(self, bearer: str, context: str) -> bool:
+        """Return whether a bearer token fetches this saved context. Compares in constant time."""
+        return any([same(bearer, context_key(entry.token, context)) for entry in self._file.entries()])
 
     def worker_key(self, instance: str) -> str:
         """Return the key that an instance which starts now gets."""

@@ -326,6 +326,45 @@ class InLine(Struct, frozen=True, kw_only=True):
     """Duration of its last start; 0: not measured."""
 
 
+class SlotContext(Struct, frozen=True, kw_only=True):
+    """A conversation in a slot of an instance, as the router that sent it reports it."""
+
+    slot: int
+    mark: str
+    """Identifies the conversation. It is derived from the caller's salt and the host's name, so that no other key and
+    no other host can make it."""
+    tokens: int
+    """Length of its last prompt."""
+
+
+class SavedContext(Struct, frozen=True, kw_only=True):
+    """A conversation that a host saved before its worker left. Used only where everything but its id is equal."""
+
+    id: str
+    function: str
+    revision: str
+    mark: str
+    """Of the conversation: see `SlotContext`."""
+    build: str
+    """The engine's build, as its package and its server report it."""
+    model: str
+    """Digest of the model's files."""
+    settings: str
+    """Digest of the worker's command line, without its addresses and paths."""
+    prompt_tokens: int
+    """Length of the conversation's last prompt."""
+    tokens: int
+    """Tokens in the file: the prompt's, and those of the answer."""
+    size: int
+    """Bytes."""
+    digest: str
+    """SHA-256 of the file."""
+    at: float
+    """When it was saved."""
+    prefill_s: float = 0.0
+    """How long the worker needs to process the prompt again, by its own counts; 0: unknown."""
+
+
 class HostRecord(Struct, frozen=True, kw_only=True):
     """Everything that a host's agent publishes: `cortex:host:<name>`."""
 
@@ -387,6 +426,11 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     device_use: dict[str, dict[str, DeviceUse]] = {}
     """By router, and by instance: what the router's requests have used since the agent's process started."""
 
+    contexts: tuple[SavedContext, ...] = ()
+    """Conversations that this host has saved, the latest last."""
+    contexts_off: dict[str, str] = {}
+    """Functions whose conversations this host does not save, although they have `keep_context`, with the reason."""
+
     def of(self, function: str) -> list[Instance]:
         """Return the function's instances that are ready or starting."""
         return [i for i in self.instances if i.function == function and (i.state is State.READY or i.is_coming)]
@@ -436,6 +480,8 @@ class RouterReport(Struct, frozen=True, kw_only=True):
     shares: dict[str, "ShareUse"] = {}
     """Per function that shares its instances, its part of the requests that `in_flight` and `waiting` count for the
     base."""
+    slots: dict[str, tuple[SlotContext, ...]] = {}
+    """Conversations in idle slots, per instance with `keep_context`: only this router uses the instance."""
 
 
 class ShareUse(Struct, frozen=True):
@@ -504,4 +550,5 @@ def shifted(record: HostRecord, by_s: float) -> HostRecord:
         ),
         failures=tuple(replace(f, at=move(f.at), retry_at=move(f.retry_at)) for f in record.failures),
         line=tuple(replace(w, since=move(w.since), turn_at=move(w.turn_at)) for w in record.line),
+        contexts=tuple(replace(c, at=move(c.at)) for c in record.contexts),
     )

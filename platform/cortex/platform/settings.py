@@ -197,16 +197,18 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     Default: half of the RAM that is free when the agent starts, by the host or by the limit of the agent's control
     group, whichever is less."""
     offer_mb_s: Count = 100
-    """How fast this host may send weights and compiled code to other hosts of its fleet, in MiB/s over all of them; 0:
-    it sends none."""
+    """How fast this host may send weights, compiled code and saved conversations to other hosts of its fleet, in MiB/s
+    over all of them; 0: it sends none."""
     kernels_from: tuple[str, ...] = ()
     """Hosts of the fleet whose compiled code workers here may run, by name; `*`: all. Empty: none. Such a host can run
     programs here as the workers' user."""
     keep_mb: Count = 8192
-    """Disk space for the code that an engine compiles for one kind of device, below `cache_dir`; the least recently
-    used is removed."""
+    """Disk space below `cache_dir` for the code that an engine compiles for one kind of device, and the same for saved
+    conversations (`keep_context`); what was used least recently is removed. 0: no conversation is saved."""
     keep_days: Count = 30
     """How many days after its last use compiled code is kept; 0: whatever its age."""
+    keep_context_s: Seconds = 86400.0
+    """How long a saved conversation is kept."""
     heartbeat_s: Annotated[float, Meta(gt=0, le=1e9)] = 2.0
     """Interval at which the host publishes its record; without three of them it counts as gone."""
     health_s: Annotated[float, Meta(gt=0)] = 5.0

@@ -22,6 +22,7 @@ from cortex.platform.audit import AuditRecord
 from cortex.platform.decisions import DecisionRecord
 from cortex.router import api_types as api
 from cortex.router.batches.batch import Batch, BatchesAnswer
+from cortex.router.context_types import ContextsAnswer, RemoveContextsAnswer, RemoveContextsRequest
 from cortex.router.plan_types import Plan
 
 T = TypeVar("T")
@@ -268,6 +269,15 @@ class Router:
     def remove_weights(self, command: api.RemoveRequest) -> api.RemoveAnswer:
         """Remove weights; return the removed and the remaining ones."""
         return self._send("POST", "/admin/weights/remove", api.RemoveAnswer, command, timeout_s=600)
+
+    def contexts(self, function: str, host: str) -> ContextsAnswer:
+        """Return the saved conversations of all hosts and functions, or of one."""
+        query = urlencode({"function": function, "host": host})
+        return self._send("GET", f"/admin/contexts?{query}", ContextsAnswer)
+
+    def remove_contexts(self, command: RemoveContextsRequest) -> RemoveContextsAnswer:
+        """Remove saved conversations; return those."""
+        return self._send("POST", "/admin/contexts/remove", RemoveContextsAnswer, command, timeout_s=60)
 
     def prefetch(self, name: str, host: str) -> api.FetchAnswer:
         """Fetch a function's weights; return the host and the job."""

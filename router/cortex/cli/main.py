@@ -36,6 +36,7 @@ COMMANDS = {
     "gpu": Later("cortex.cli.host:gpu", "Show devices and the use of their memory."),
     "key": Later("cortex.cli.key:key", "Create, show, rotate and revoke API keys."),
     "weights": Later("cortex.cli.weights:weights", "Show the weights on the hosts' disks; remove unused ones."),
+    "kept": Later("cortex.cli.contexts:contexts", "Show the conversations that hosts have saved; remove them."),
     "batch": Later("cortex.cli.batch:batch", "Show, cancel and submit batches."),
     "req": Later("cortex.cli.req:req", "Show live requests; cancel one."),
     "status": Later("cortex.cli.status:status", "Show the router's health, the hosts and the warm functions."),

@@ -65,11 +65,12 @@ from cortex.router.rejections import Rejections
 from cortex.router.request import request_log
 from cortex.router.request.adapters import AdapterLoads
 from cortex.router.request.admission import Admission
+from cortex.router.request.context_restores import ContextRestores
 from cortex.router.request.deaths import Deaths
 from cortex.router.request.exchange import Exchanges
 from cortex.router.request.intake import Intake
 from cortex.router.request.probe import Probe
-from cortex.router.request.prompt_cache import CacheSalts
+from cortex.router.request.prompt_cache import CacheSalts, SlotTable
 from cortex.router.request.remote_images import RemoteImages
 from cortex.router.request.request_record import RequestRecords, each, final
 from cortex.router.request.stored_responses import StoredResponses
@@ -80,6 +81,7 @@ from cortex.router.routes import (
     admin,
     audit,
     batches,
+    contexts,
     decisions,
     engine,
     files,
@@ -173,6 +175,7 @@ class _RouterWorker:
         )
         self.admission = Admission(self.view, self.activator, self.in_flight, gateway.batch_quiet_s)
         self.history, self.adapters = History(self.registry), AdapterLoads(self.view, self.agents)
+        self.restores = ContextRestores(SlotTable(), self.view, self.agents, self.token)
         self.exchanges = Exchanges(
             self.view,
             self.catalogue,
@@ -183,6 +186,7 @@ class _RouterWorker:
             self.tracer,
             Substitutes(self.history),
             self.adapters,
+            self.restores,
         )
         self.budgets = Budgets(self.usage_record, self.key_ring.holders)
         self.rate_limiter = RateLimiter(Quota(self.registry), self.view, self.budgets)
@@ -215,6 +219,7 @@ class _RouterWorker:
             self.deaths.open_requests,
             self.catalogue,
             self.device_uses.tokens,
+            self.restores.slots,
         )
         self.counting = Counting(
             self.registry, CountsFile(Path(gateway.metrics_dir)), self.request_metrics, self.decision_log
@@ -283,6 +288,7 @@ class _RouterWorker:
             *message_batches.routes(folder, folder_calls, gateway),
             *instances.routes(self.sources, self.worker_logs),
             *weights.routes(catalogue, view, self.agents),
+            *contexts.routes(catalogue, view, self.agents),
         ]
 
     def _loops(self) -> dict[str, Callable[[], Awaitable[None]]]:

@@ -31,6 +31,7 @@ from cortex.router.metrics.request_metrics import RequestMetrics
 from cortex.router.metrics.worker_counts import CountsFile
 from cortex.router.request.open_requests import OpenRequests
 from cortex.router.request.probe import Probe, Pulse
+from cortex.router.request.prompt_cache import SlotTable
 from cortex.router.shutdown import stopping
 
 log = structlog.get_logger()
@@ -58,10 +59,12 @@ class Reporter:
         open_requests: OpenRequests,
         catalogue: LiveCatalogue,
         tokens: Callable[[], dict[str, int]] = dict,
+        slots: SlotTable | None = None,
     ) -> None:
-        """`tokens` returns those of this worker's requests per instance."""
+        """`tokens` returns those of this worker's requests per instance; `slots` has the conversations in slots."""
         self._registry, self._view, self._in_flight = registry, view, in_flight
         self._open_requests, self._catalogue, self._tokens = open_requests, catalogue, tokens
+        self._slots = slots or SlotTable()
 
     async def run(self) -> None:
         """Report once a second, and at once if an agent waits for an acknowledgement or for a draining instance's
@@ -92,7 +95,9 @@ class Reporter:
         """Report now. Raises RecordUnavailable."""
         report = self._in_flight.report(self._view.epochs(), clock.now())
         silent = self._open_requests.silences(time.monotonic(), self._view.instances())
-        await self._registry.publish_router(replace(report, silent=silent, tokens=self._tokens()))
+        view = self._view
+        slots = self._slots.contexts(view.instances(), view.company) if view.alone else {}
+        await self._registry.publish_router(replace(report, silent=silent, tokens=self._tokens(), slots=slots))
 
     async def sign_off(self) -> None:
         """Write the last uses, and remove the report. Raises RecordUnavailable."""

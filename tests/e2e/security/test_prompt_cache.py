@@ -1,11 +1,13 @@
 """Keys at one llama.cpp learn nothing about each other's prompts, unless they are in one group."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.e2e.security.keyed import CATALOGUE, Keyed, started
 from tests.support.catalogues import gguf
+from tests.support.stack import eventually
 
 pytestmark = pytest.mark.xdist_group("security")
 PLAN, SONG = "to sail at dawn with seven ships " * 8, "the harbour sleeps and all its lamps are low " * 8
@@ -15,7 +17,8 @@ PLAN, SONG = "to sail at dawn with seven ships " * 8, "the harbour sleeps and al
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
     """A cortex of one router worker with the demo model."""
     demo = gguf("one/demo", "demo:harbour", context=1024, target_concurrency=2)
-    with started(tmp_path_factory.mktemp("llama"), workers=1, catalogue=f"{demo}\n{CATALOGUE}") as running:
+    keeps = gguf("one/kept", "demo:harbour", context=4096, target_concurrency=2, keep_context=True)
+    with started(tmp_path_factory.mktemp("llama"), workers=1, catalogue="\n".join((demo, keeps, CATALOGUE))) as running:
         running.keys["mine"] = running.make("mine")
         for name in ("grouped", "partner"):
             running.keys[name] = running.make(name, group="search")
@@ -54,3 +57,30 @@ def test_only_keys_of_one_group_find_each_others_cached_prompts(llama: Keyed) ->
 
     assert partners > 50
     assert others == 0
+
+
+def saved(keyed: Keyed) -> list[dict[str, Any]]:
+    """Return the saved conversations."""
+    with keyed.client("admin") as http:
+        return list(http.get("/admin/contexts").json()["contexts"])
+
+
+def test_a_conversation_comes_back_after_its_worker_left_and_only_to_its_own_key(llama: Keyed) -> None:
+    plan = [{"role": "user", "content": PLAN * 20}]
+    first = llama.ask("mine", "one/kept", messages=plan, max_tokens=8, temperature=0).json()
+    later = [*plan, first["choices"][0]["message"], {"role": "user", "content": "And then?"}]
+    warm = llama.ask("mine", "one/kept", messages=later, max_tokens=8, temperature=0).json()
+    with llama.client("admin") as http:
+        http.post("/admin/functions/one/kept/cool").raise_for_status()
+        eventually(lambda: saved(llama), within_s=15, what="the conversation to be saved")
+
+    theirs = llama.ask("inference", "one/kept", messages=later, max_tokens=8, temperature=0)
+    mine = llama.ask("mine", "one/kept", messages=later, max_tokens=8, temperature=0)
+
+    prompt = first["usage"]["prompt_tokens"]
+    assert "x-cortex-context" not in theirs.headers
+    assert theirs.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    assert int(mine.headers["x-cortex-context"].removeprefix("restored ")) > prompt > 1024
+    assert mine.json()["usage"]["prompt_tokens_details"]["cached_tokens"] >= 0.9 * prompt
+    assert mine.json()["choices"][0]["message"] == warm["choices"][0]["message"]
+    eventually(lambda: not saved(llama), within_s=5, what="the conversation to be used up")

@@ -11,6 +11,7 @@ import pytest
 from litestar import Litestar
 
 from cortex.platform.agent import api
+from cortex.platform.agent.routes.contexts import CONTEXT
 from cortex.platform.agent.routes.offers import NEIGHBOUR
 from cortex.platform.api_keys import digest
 from cortex.platform.keys import agent_token, host_token, neighbour_token, worker_key
@@ -122,6 +123,8 @@ ROUTER = {
     "GET /admin/instances": STATUS,
     "GET /admin/instances/{instance}/logs": ADMIN,
     "GET /admin/logs": ADMIN,
+    "GET /admin/contexts": STATUS,
+    "POST /admin/contexts/remove": ADMIN,
     "GET /admin/weights": STATUS,
     "POST /admin/weights/remove": ADMIN,
     "POST /admin/weights/fetch": ADMIN,
@@ -167,6 +170,7 @@ AGENT = {
     "POST /models/unload": FLEET,
     "POST /v1/chat/completions": FLEET,
     "POST /v1/completions": FLEET,
+    "GET /contexts/{context_id}": CONTEXT,
     "GET /devices": FLEET,
     "GET /events": FLEET,
     "GET /instances": FLEET,
@@ -179,6 +183,9 @@ AGENT = {
     "GET /offers/{digest}": NEIGHBOUR,
     "GET /record": FLEET,
     "GET /weights": FLEET,
+    "POST /contexts/failed": FLEET,
+    "POST /contexts/remove": FLEET,
+    "POST /contexts/restore": FLEET,
     "POST /drain": FLEET,
     "POST /kernels": NEIGHBOUR,
     "POST /functions/adapter": FLEET,

@@ -17,6 +17,7 @@ from cortex.platform.agent_messages import Accepted, Ensure, Rejected
 from cortex.platform.api_keys import LOCAL, Principal, Priority, anonymous
 from cortex.platform.fleet import Fleet
 from cortex.platform.in_flight import InFlight
+from cortex.platform.keys import FleetToken
 from cortex.platform.record import Death, HostRecord, Instance
 from cortex.platform.registry import Registry
 from cortex.platform.scheduling.failures import Failures, Incident
@@ -35,9 +36,11 @@ from cortex.router.request import admission, exchange
 from cortex.router.request.adapters import AdapterLoads
 from cortex.router.request.admission import Admission
 from cortex.router.request.call import Call
+from cortex.router.request.context_restores import ContextRestores
 from cortex.router.request.deaths import Deaths
 from cortex.router.request.exchange import Exchange, Exchanges
 from cortex.router.request.probe import Pulse
+from cortex.router.request.prompt_cache import SlotTable
 from cortex.router.request.request_record import RequestRecord, RequestRecords
 from cortex.router.request.substitutes import Conversation, Substitutes
 from cortex.router.request.substitutes import Stage as Turn
@@ -79,6 +82,7 @@ class Stage:
             cast(Tracing, self),
             Substitutes(self),
             AdapterLoads(self.view, cast(Agents, self)),
+            ContextRestores(SlotTable(), self.view, cast(Agents, self), cast(FleetToken, self)),
         )
 
     # What the router reads and asks.
@@ -458,7 +462,8 @@ async def test_a_request_whose_trace_cannot_begin_is_not_listed_as_under_way() -
     tracing = BrokenTracing(request_records)
     nothing = cast(Any, None)
     parts = (request_records, cast(Any, tracing), nothing, nothing)
-    exchanges = Exchanges(nothing, nothing, nothing, nothing, nothing, *parts)
+    restores = ContextRestores(SlotTable(), nothing, nothing, nothing)
+    exchanges = Exchanges(nothing, nothing, nothing, nothing, nothing, *parts, restores)
     target = Target(Function(id="org/model", engine=Engine.FAKE), "revision")
     call = Call(dialect="chat", path="/v1/chat/completions", body=b"{}", reply=nothing)
     exchange = Exchange(exchanges, target, call, "req_1", anonymous())

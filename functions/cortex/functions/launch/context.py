@@ -44,6 +44,8 @@ class LaunchContext(Struct, frozen=True, kw_only=True):
     """A second key, which opens the paths that move an engine's memory: only the agent has it."""
     sleeps: bool = False
     """Whether the engine must be able to sleep."""
+    saved_slots: str = ""
+    """The folder for the conversations that the engine saves; "": it saves none."""
     adapters: tuple[str, ...] = ()
     """Files of the adapters to load, in the order in which requests number them."""
     adapter_rank: int = 0

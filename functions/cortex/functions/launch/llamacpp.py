@@ -68,6 +68,7 @@ def _native(server: str, function: Function, context: LaunchContext) -> Launch:
             "--cache-ram", str(PROMPT_CACHE_MB if function.cache == "shared" and not context.adapters else 0),
             "--metrics",
             "--slots",
+            *(("--slot-save-path", context.saved_slots) if context.saved_slots else ()),
             *ctx_size,
             *layers,
             *_task(function),

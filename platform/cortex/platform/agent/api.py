@@ -20,7 +20,8 @@ from cortex.platform.agent import metrics as agent_metrics
 from cortex.platform.agent.legacy import api as legacy_api
 from cortex.platform.agent.legacy.proxy import Proxy
 from cortex.platform.agent.loop import Agent
-from cortex.platform.agent.routes import logs, offers, weights
+from cortex.platform.agent.pace import Pace
+from cortex.platform.agent.routes import contexts, logs, offers, weights
 from cortex.platform.agent_messages import (
     Accepted,
     AdapterState,
@@ -50,6 +51,7 @@ def create_app(settings: Settings) -> Litestar:
     registry = Registry.of(settings, token, keeps_indexes=False)
     agent = Agent(settings, token, registry)
     proxy = Proxy(agent, token)
+    pace = Pace(settings.agent.offer_mb_s * offers.MIB)
 
     def bearer_of(connection: ASGIConnection[Any, Any, Any, Any]) -> str:
         scheme, _space, bearer = connection.headers.get("authorization", "").partition(" ")
@@ -63,6 +65,10 @@ def create_app(settings: Settings) -> Litestar:
             return
         address = agent.scheduler.record().address
         if handler.opt.get("needs") == offers.NEIGHBOUR and token.opens_offers(bearer_of(connection), address):
+            return
+        if handler.opt.get("needs") == contexts.CONTEXT and token.opens_context(
+            bearer_of(connection), connection.path_params["context_id"]
+        ):
             return
         if not has_token(connection):
             raise NotAuthorizedException("the token of this host, or of the fleet, is needed as a bearer token")
@@ -136,7 +142,8 @@ def create_app(settings: Settings) -> Litestar:
             events, metrics,
             *logs.routes(agent),
             *weights.routes(agent),
-            *offers.routes(agent),
+            *offers.routes(agent, pace),
+            *contexts.routes(agent, pace),
             legacy_api.routes(agent, proxy, settings, has_token),
         ],
         guards=[fleet_only],

@@ -128,6 +128,7 @@ class Agent:
         self._adopted = True
         self._save()
         await self.supervisor.clear_orphans({w.instance.id for w in workers})
+        await self.supervisor.contexts.start({w.instance.id for w in workers})
         with self.faults.guard("health"):
             await self._monitor.measure()
             await self._monitor.read_tiers()
@@ -139,6 +140,7 @@ class Agent:
             "health": self._monitor.run,
             "models": self._monitor.read_profiles,
             "weights": self.stock.run,
+            "contexts": self.supervisor.contexts.run,
             "stalls": self._notice_stalls,
         }
         self._tasks = [loop.create_task(self.faults.run(work, run), name=work) for work, run in loops.items()]

@@ -88,6 +88,7 @@ def discover(declared: Iterable[DeclaredEngine] = ()) -> Engines:
     if program := binary or shutil.which("llama-server"):
         tools["llama-server"] = (str(program),)
     if "xllamacpp" in own_packages.versions:
+        builds["xllamacpp"] = own_packages.versions["xllamacpp"]
         tools["xllamacpp"] = (sys.executable, "-m", "cortex.platform.workers.llama_server")
     for python, packages, required in _pythons("llama_cpp.server", paths, own, own_packages):
         if {"llama_cpp", "uvicorn", "starlette_context"} <= set(packages.modules):

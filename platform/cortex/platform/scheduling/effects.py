@@ -4,7 +4,7 @@ from msgspec import Struct
 
 from cortex.functions.spec import Adapter, Function
 from cortex.platform.agent_messages import Accepted, AdapterState, Rejected
-from cortex.platform.record import DrainReason, Instance, Tier
+from cortex.platform.record import DrainReason, Instance, SlotContext, Tier
 from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.saved_state import LocalWeights
 
@@ -69,6 +69,8 @@ class Park(Struct, frozen=True, tag=True):
     instance: Instance
     function: Function
     tier: Tier
+    contexts: tuple[SlotContext, ...] = ()
+    """Conversations to save first."""
 
 
 class Wake(Struct, frozen=True, tag=True):
@@ -84,6 +86,8 @@ class Stop(Struct, frozen=True, tag=True):
 
     instance: Instance
     grace_s: float
+    contexts: tuple[SlotContext, ...] = ()
+    """Conversations to save first."""
 
 
 class Reclaim(Struct, frozen=True, tag=True):

@@ -10,9 +10,10 @@ from cortex.functions.capabilities import ModelProfile
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Ensure, EnsureAdapter
 from cortex.platform.fleet import Fleet
-from cortex.platform.record import Device, FailureKind, Held, ProcessId, Tier
+from cortex.platform.record import Device, FailureKind, Held, ProcessId, SavedContext, Tier
 from cortex.platform.scheduling.failures import Evidence
 from cortex.platform.scheduling.ledger import Entry
+from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.saved_state import LocalWeights, SavedWorker
 from cortex.platform.served_model import ServedModel
 
@@ -103,6 +104,17 @@ class HostRead(Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
     unreadable: Mapping[str, str] | None = None
     park_ram_mb: int | None = None
     tiers: Mapping[Tier, str] | None = None
+    contexts: tuple[SavedContext, ...] | None = None
+    contexts_off: Mapping[str, str] | None = None
+
+
+class ContextNoted(Struct, frozen=True, tag=True):
+    """Something to log about the saved conversations of a function; `instance` may be empty."""
+
+    what: DecisionKind
+    function: str
+    instance: str
+    why: str
 
 
 class LedgerRead(Struct, frozen=True, tag=True):
@@ -308,7 +320,7 @@ Event = (
     EnsureRequest | AdapterRequest | StartWithdrawn | CoolRequest | DrainRequest | ShutdownRequest | FailuresCleared
     | CatalogueChanged | Adopted | Reported | HostRead | LedgerRead | MemoryRead | LauncherChanged
     | FetchProgress | Fetched | FetchFailed | Spawned | SpawnFailed | SignOfLife | ModelDescribed | Answered
-    | AdapterProgress | AdapterLoaded | AdapterFailed
+    | AdapterProgress | AdapterLoaded | AdapterFailed | ContextNoted
     | StartFailed | HealthCheckFailed | FellBackToCpu | Looked | Proved | Parked | ParkFailed | Exited | EndDelayed
     | Reclaimed
 )  # fmt: skip

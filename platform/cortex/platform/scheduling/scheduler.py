@@ -16,7 +16,7 @@ from cortex.platform.agent_messages import PlacementPlan, Rejected
 from cortex.platform.fleet import Fleet, used_instance
 from cortex.platform.record import HostRecord
 from cortex.platform.scheduling import adapters, events, requests, worker_events
-from cortex.platform.scheduling.effects import AdapterAnswer, Answer, Effect
+from cortex.platform.scheduling.effects import AdapterAnswer, Answer, Decision, Effect
 from cortex.platform.scheduling.events import Event
 from cortex.platform.scheduling.reconcile import reconcile
 from cortex.platform.scheduling.saved_state import AgentState, LocalWeights, SavedWorker
@@ -95,6 +95,8 @@ class Scheduler:
                 adapters.loaded(state, event)
             case events.AdapterFailed():
                 adapters.failed(state, event, now)
+            case events.ContextNoted(what, function, instance, why):
+                state.effects.append(Decision(what, function, instance, why))
             case events.HealthCheckFailed():
                 worker_events.health_check_failed(state, event, now)
             case events.FellBackToCpu():

@@ -69,6 +69,7 @@ class Options(NamedTuple):
     lora: list[Path]
     lora_init_without_apply: bool
     slots: bool
+    slot_save_path: Path | None
     metrics: bool
 
 
@@ -107,6 +108,7 @@ def parse(argv: Sequence[str]) -> Options:
     flag("--lora", type=Path, action="append", default=[], help="GGUF file of an adapter; may be given again")
     flag("--lora-init-without-apply", action="store_true", help="load adapters for requests that name them")
     flag("--slots", action="store_true", help="serve /slots")
+    flag("--slot-save-path", type=Path, help="folder in which POST /slots/N?action=save saves a slot")
     flag("--metrics", action="store_true", help="serve /metrics")
     # These are always on; accepted because llama-server takes the same argv.
     always = ("--jinja", "--no-webui", "--no-ui", "--no-slots", "--no-context-shift")
@@ -180,6 +182,8 @@ def start(options: Options, key: str) -> Any:
     params.lora_init_without_apply = options.lora_init_without_apply
     params.ui = False
     params.endpoint_slots = options.slots
+    if options.slot_save_path is not None:
+        params.slot_save_path = f"{options.slot_save_path}/"  # llama.cpp appends the name of the file
     params.endpoint_metrics = options.metrics
 
     try:

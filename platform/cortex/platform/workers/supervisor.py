@@ -24,6 +24,7 @@ from cortex.functions.spec import Engine
 from cortex.functions.variants import adapter_name, adapter_number
 from cortex.platform.blocking_calls import NoAnswer
 from cortex.platform.cancel import cancelled
+from cortex.platform.contexts.contexts import Contexts
 from cortex.platform.faults import Faults
 from cortex.platform.host.engines import Engines
 from cortex.platform.keys import HostToken
@@ -129,6 +130,8 @@ class Supervisor:
         self._user = find_user(settings.agent.worker_user)
         self.freezer = Freezer(self._user)
         self.tiers = Tiers(self._probe, self._control, self.freezer, holders, record, self.scratch, tell)
+        owner = None if self._user is None else (self._user.uid, self._user.gid)
+        self.contexts = Contexts(settings, token, engines, self.looks, owner, record, tell, self._own, self._faults)
         self._adapter_loads = AdapterLoads(settings.agent, self.looks, self.fetches, self._control, self._note, tell)
         # A parked launcher cannot change its user.
         uses_launcher = settings.agent.launcher and "vllm" in engines.tools and self._user is None
@@ -173,7 +176,7 @@ class Supervisor:
             case Prove(instance):
                 self._begin("prove", instance, self.health.prove(effect))
             case Park(instance):
-                self._begin("move", instance, self.tiers.park(effect), self._park_failed)
+                self._begin("move", instance, self._park(effect), self._park_failed)
             case Wake(instance):
                 self._begin("move", instance, self.tiers.wake(effect), self._wake_failed)
             case Stop(instance):
@@ -306,7 +309,11 @@ class Supervisor:
             return
         context = self._launch_context(effect)
         cache = Path(context.cache)
-        context = replace(context, compiled=await self._compile_caches.compiled(instance, cache))
+        compiled, slots = (
+            await self._compile_caches.compiled(instance, cache),
+            await self.contexts.open_for(instance, function),
+        )
+        context = replace(context, compiled=compiled, saved_slots=slots)
         command = launch(launch_context.with_local_paths(function, effect.weights), context)
         paths = (command.argv[0], effect.weights.path, "" if vllm.is_movable(context.version) else context.cache)
         place = place_of(*paths) if command.compiles else ""
@@ -314,6 +321,8 @@ class Supervisor:
         if not self._is_starting(instance.id):
             self._tell(events.Exited(instance.id, "was stopped before it was started"))
             return
+        if slots:
+            await self.contexts.began(instance, effect.weights.path, command.argv)
         for path, content in command.files.items():
             process.write_private(Path(path), content.encode(), self._user)
         child, path, warm = await self._start_process(instance.id, command, log_path, not_warm, context.cache)
@@ -543,10 +552,17 @@ class Supervisor:
         """Return the path of an instance's scratch file."""
         return hardening.temporary_path(instance) / "scratch"
 
-    # Stopping.
+    # Leaving.
+
+    async def _park(self, effect: Park) -> None:
+        """Save the conversations of a worker that cannot be called while it is frozen, and park it."""
+        if effect.tier is Tier.FREEZE:
+            await self.contexts.save(effect.instance, effect.contexts)
+        await self.tiers.park(effect)
 
     async def _stop(self, effect: Stop) -> None:
-        """Send TERM, wait for the grace, then send KILL until it has ended. `_watch` reports a watched worker.
+        """Save its conversations, send TERM, wait for the grace, then send KILL until it has ended. `_watch` reports a
+        watched worker.
 
         One that the driver may have locked gets KILL at once: it can handle no signal.
         """
@@ -558,6 +574,7 @@ class Supervisor:
         starting = self._effects.get(("spawn", instance.id))
         if starting is not None:  # its process may start at any moment
             await asyncio.wait((starting,), timeout=KILLED_WITHIN_S)
+        await self.contexts.save(instance, effect.contexts)
         leader = self._watched.get(instance.id) or instance.process
         number, wait_s = signal.SIGTERM, effect.grace_s
         if self.tiers.may_be_locked(instance):
@@ -577,6 +594,7 @@ class Supervisor:
         """End all that a worker left, and give its port back."""
         await self._remains.clear(instance)
         self.tiers.forget(instance.id)
+        self._own(f"close contexts {instance.id}", self.contexts.ended(instance.id))
         self._compile_caches.forget(instance.id)
         self._ports.release(instance.id)
         self._tell(events.Reclaimed(instance.id))

@@ -16,6 +16,8 @@ from cortex.platform.agent_messages import (
     Accepted,
     AdapterState,
     CatalogueUpdate,
+    ContextAnswer,
+    ContextFailure,
     Cool,
     Ensure,
     EnsureAdapter,
@@ -27,11 +29,13 @@ from cortex.platform.agent_messages import (
     Prefetch,
     Rejected,
     Remove,
+    RemoveContexts,
     Removed,
+    RestoreContext,
     Stored,
 )
 from cortex.platform.keys import FleetToken
-from cortex.platform.record import HostRecord
+from cortex.platform.record import HostRecord, SavedContext
 from cortex.platform.serving.trust import trust
 
 T = TypeVar("T")
@@ -39,6 +43,8 @@ TIMEOUT_S = ANSWER_S
 CONNECT_S = 5.0
 HUB_TIMEOUT_S = 60.0
 """Timeout of calls for which the agent calls its hub."""
+RESTORE_TIMEOUT_S = 65.0
+"""Timeout of restoring a saved conversation. The agent gives up earlier: once the prompt would be processed."""
 
 
 class AgentUnavailable(Exception):
@@ -207,6 +213,20 @@ class Agents:
     async def cancel_job(self, host: HostRecord, job: str) -> None:
         """Stop a fetch. Raises AgentUnavailable or AgentRefused."""
         await self._call(host, "POST", f"/jobs/{quote(job, safe='')}/cancel", None, dict[str, str])
+
+    # Saved conversations.
+
+    async def restore_context(self, host: HostRecord, request: RestoreContext) -> ContextAnswer:
+        """Restore a saved conversation into a slot of an instance. Raises AgentUnavailable or AgentRefused."""
+        return await self._call(host, "POST", "/contexts/restore", request, ContextAnswer, within_s=RESTORE_TIMEOUT_S)
+
+    async def context_failed(self, host: HostRecord, failure: ContextFailure) -> None:
+        """Report that a restored conversation brought nothing. Raises AgentUnavailable or AgentRefused."""
+        await self._call(host, "POST", "/contexts/failed", failure, dict[str, str])
+
+    async def remove_contexts(self, host: HostRecord, request: RemoveContexts) -> list[SavedContext]:
+        """Remove saved conversations; return those. Raises AgentUnavailable or AgentRefused."""
+        return await self._call(host, "POST", "/contexts/remove", request, list[SavedContext])
 
     async def _call(
         self, host: HostRecord, method: str, path: str, body: Any, kind: type[T], *, within_s: float = TIMEOUT_S

@@ -35,9 +35,10 @@ from cortex.router.request.assemble import ASSEMBLED, Assembly, BadStream, CutSt
 from cortex.router.request.attendance import attend
 from cortex.router.request.call import Call
 from cortex.router.request.capability_checks import check_tools
+from cortex.router.request.context_restores import ContextRestores
 from cortex.router.request.deaths import Deaths, End, may_replay
 from cortex.router.request.http_answer import Client, error_answer, id_headers, json_answer
-from cortex.router.request.prompt_cache import HiddenCounts, SlotTable, isolation, salted, seated, slots_to_seat
+from cortex.router.request.prompt_cache import HiddenCounts, isolation, salted, seated, slots_to_seat
 from cortex.router.request.relay import Relay
 from cortex.router.request.request_record import RequestRecord, RequestRecords
 from cortex.router.request.substitutes import Conversation, Substitutes
@@ -78,11 +79,12 @@ class Exchanges:
         tracing: Tracing,
         substitutes: Substitutes,
         adapters: AdapterLoads,
+        restores: ContextRestores,
     ) -> None:
         self.view, self.catalogue, self.admission = view, catalogue, admission
-        self.upstream, self.deaths, self.slots = upstream, deaths, SlotTable()
+        self.upstream, self.deaths, self.slots = upstream, deaths, restores.slots
         self.request_records, self.tracing, self.substitutes = request_records, tracing, substitutes
-        self.adapters = adapters
+        self.adapters, self.restores = adapters, restores
 
 
 class Exchange:
@@ -416,7 +418,7 @@ class Exchange:
     async def _send_apart(self, instance: Instance, body: bytes) -> None:
         """Send the request on, so that it finds no prompt of another key in the worker's cache."""
         salt, function, view = self._call.cache_salt, self.target.function, self._exchanges.view
-        if not salt:
+        if not salt and not function.keep_context:
             await self._send_on(instance, body)
             return
         match isolation(function, instance.server):
@@ -424,10 +426,15 @@ class Exchange:
                 await self._send_on(instance, salted(body, salt))
             case "slots" if self._call.path in GENERATES:
                 number = slots_to_seat(function, instance.server, self._call.answers, alone=view.alone)
+                if function.keep_context:
+                    restores, record = self._exchanges.restores, self.request_record
+                    async with restores.seat(instance, number, salt, body, view.company, record) as seated_body:
+                        await self._send_on(instance, seated_body)
+                    return
                 with self._exchanges.slots.seat(instance.id, number, salt, body, view.company) as seat:
                     await self._send_on(instance, seated(body, seat))
             case _:
-                await self._send_on(instance, body, HiddenCounts())
+                await self._send_on(instance, body, HiddenCounts() if salt else None)
 
     async def _send_on(self, instance: Instance, body: bytes, hidden: HiddenCounts | None = None) -> None:
         streamed = asked_to_stream(body) if self._streams_anyway() else None
@@ -596,6 +603,7 @@ class Exchange:
             (b"x-cortex-function", function),
             (b"x-cortex-start", request_record.start.encode()),
             (b"x-cortex-queued-ms", str(round(request_record.queued_s * 1000)).encode()),
+            *([(b"x-cortex-context", b"restored %d" % request_record.restored)] if request_record.restored else []),
             *([(b"x-cortex-instance", request_record.instance.encode())] if request_record.instance else []),
             *([(b"x-cortex-substitute", function)] if request_record.substitute_for else []),
             *([(b"x-cortex-dropped", self._call.dropped.encode())] if self._call.dropped else []),

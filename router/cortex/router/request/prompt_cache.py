@@ -7,18 +7,21 @@ Other routers see a new one within a second or two. Other servers get no salt; t
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cortex.functions.servers import max_concurrency, server_of
 from cortex.functions.spec import Function
 from cortex.platform.api_keys import Principal
 from cortex.platform.keys import FleetToken, cache_salt
+from cortex.platform.record import SlotContext
 from cortex.router.access.keyring import KeyRing
+from cortex.router.request.conversation_chain import Chain
 
 MOST_SALTS = 10_000
 MOST_INSTANCES = 1000
@@ -57,6 +60,8 @@ class Seat(Struct, frozen=True):
 
     slot: int | None = None
     may_reuse: bool = False
+    continues: int = 0
+    """How many of its messages are those of the slot's last request, the whole conversation of that."""
 
 
 UNKNOWN = Seat()
@@ -65,6 +70,11 @@ UNKNOWN = Seat()
 class _Slot:
     def __init__(self, id: int) -> None:
         self.id, self.salt, self.prefix, self.busy, self.last = id, "", b"", False, 0
+        self.conversation, self.mark, self.tokens = b"", "", 0
+        """Digest, mark and length of the conversation in it, where it may be saved."""
+
+    def forget(self) -> None:
+        self.salt, self.conversation, self.mark, self.tokens = "", b"", "", 0
 
 
 class _Slots:
@@ -79,16 +89,23 @@ class _Slots:
     def forget(self) -> None:
         """Forget the salts: any slot may hold any prompt."""
         for slot in self.slots:
-            slot.salt = ""
+            slot.forget()
 
-    def choose(self, salt: str, prefix: bytes) -> _Slot | None:
+    def choose(self, salt: str, prefix: bytes, chain: Chain = ()) -> _Slot | None:
         """Return the free slot to use:
 
-        (1) one of the same salt whose prompt this one continues;
+        (1) one of the same salt whose prompt this one continues, by the conversation where that is known;
         (2) one without a salt;
         (3) the least recently used.
         """
         free = [s for s in self.slots if not s.busy]
+        if chain:
+            known = {digest: number for number, digest in enumerate(chain, 1)}
+            same_one = [s for s in free if s.salt == salt and s.conversation in known]
+            unused = next((s for s in free if not s.last), None)
+            if same_one:  # (1)
+                return max(same_one, key=lambda s: known[s.conversation])
+            return unused or min(free, key=lambda s: s.last, default=None)  # (2), (3)
         matching = [(_common(s.prefix, prefix), s) for s in free if s.salt == salt]
         same, best = max(matching, key=lambda a: (a[0], a[1].last), default=(0, None))
         if best is not None and same >= len(best.prefix) // 2:  # (1)
@@ -104,12 +121,15 @@ class SlotTable:
         self._instances: dict[str, _Slots] = {}
 
     @contextmanager
-    def seat(self, instance: str, number: int | None, salt: str, body: bytes, company: int) -> Iterator[Seat]:
+    def seat(
+        self, instance: str, number: int | None, salt: str, body: bytes, company: int, chain: Chain = ()
+    ) -> Iterator[Seat]:
         """Assign a slot to a request until it ends. `number`: slots of the instance; None: the request's slots are
-        unknown. `company` changes when other routers have used the instances."""
+        unknown. `company` changes when other routers have used the instances. `chain`: the request's conversation, if
+        it may be saved."""
         slots = self._slots_of(instance, number, company)
         prefix = body[:_COMPARED]
-        slot = slots.choose(salt, prefix) if number else None
+        slot = slots.choose(salt, prefix, chain) if number else None
         if slot is None:
             slots.untracked += 1
             slots.forget()
@@ -120,12 +140,42 @@ class SlotTable:
                 slots.forget()
             return
         may_reuse = slot.salt == salt and not slots.untracked
+        continues = chain.index(slot.conversation) + 1 if may_reuse and slot.conversation in chain else 0
         slots.turn += 1
+        slot.forget()
         slot.salt, slot.prefix, slot.busy, slot.last = salt, prefix, True, slots.turn
         try:
-            yield Seat(slot.id, may_reuse)
+            yield Seat(slot.id, may_reuse, continues)
         finally:
             slot.busy = False
+
+    def restored(self, instance: str, seat: Seat, salt: str) -> Seat:
+        """Return the seat of a request whose conversation was restored into its slot, unless that may hold another
+        prompt by now."""
+        slots = self._instances.get(instance)
+        slot = slots.slots[seat.slot] if slots and seat.slot is not None and seat.slot < len(slots.slots) else None
+        if slots is None or slot is None or slots.untracked or slot.salt != salt:
+            return seat
+        return replace(seat, may_reuse=True)
+
+    def served(self, instance: str, seat: Seat, salt: str, conversation: bytes, mark: str, tokens: int) -> None:
+        """Note the conversation that a request has left in its slot, with the tokens of its prompt."""
+        slots = self._instances.get(instance)
+        if slots is not None and seat.slot is not None and seat.slot < len(slots.slots) and not slots.untracked:
+            slot = slots.slots[seat.slot]
+            if slot.salt == salt:
+                slot.conversation, slot.mark, slot.tokens = conversation, mark, tokens
+
+    def contexts(self, instances: Collection[str], company: int) -> dict[str, tuple[SlotContext, ...]]:
+        """Return the conversations in the idle slots of these instances; none where other routers have been since."""
+        contexts = {
+            id: tuple(
+                SlotContext(slot=s.id, mark=s.mark, tokens=s.tokens) for s in slots.slots if s.mark and not s.busy
+            )
+            for id, slots in self._instances.items()
+            if id in instances and not slots.untracked and slots.company == company
+        }
+        return {id: held for id, held in contexts.items() if held}
 
     def _slots_of(self, instance: str, number: int | None, company: int) -> _Slots:
         slots = self._instances.pop(instance, None)

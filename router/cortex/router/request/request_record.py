@@ -56,6 +56,7 @@ class RequestRecord:
         "pieces",
         "queued_s",
         "read_s",
+        "restored",
         "rough_tokens",
         "span",
         "status",
@@ -82,6 +83,8 @@ class RequestRecord:
         self.first = self.last = self.ended = 0.0
         self.pieces = self.status = 0
         self.tokens_in = self.tokens_out = self.cached = self.rough_tokens = 0
+        self.restored = 0
+        """Tokens of a saved conversation that were restored for it."""
         self.audio_s, self.characters, self.images = 0.0, 0, 0
         self.gaps: list[int] | None = None
         self.tries: tuple[Try, ...] = ()

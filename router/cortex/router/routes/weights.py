@@ -3,9 +3,8 @@
 The data comes from the agents; `away` names those that do not answer.
 """
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from typing import TypeVar
 
 from litestar import get, post
@@ -22,10 +21,11 @@ from cortex.platform.scheduling.placement import need
 from cortex.router import api_types as api
 from cortex.router.activation.agents import AgentRefused, Agents, AgentUnavailable
 from cortex.router.activation.load_balancing import hosts_to_ask, why_nowhere
-from cortex.router.errors import BadRequest, HostNotFound, JobNotFound, NoCapacity, RequestError
+from cortex.router.errors import BadRequest, JobNotFound, NoCapacity, RequestError
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue
 from cortex.router.overview.sources import download_views
+from cortex.router.routes.hosts import ask_all, named
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ def routes(catalogue: LiveCatalogue, view: FleetView, agents: Agents) -> list[HT
     @get("/admin/weights", opt={"needs": "status"})
     async def weights(host: str = "") -> api.WeightsAnswer:
         """List the weights of every host, or of one."""
-        answers, away = await _from_all(_hosts(view, host), lambda h: agents.stored(h))
+        answers, away = await ask_all(named(view, host), lambda h: agents.stored(h))
         return api.WeightsAnswer(weights=_weights(answers), away=away)
 
     @post("/admin/weights/remove", opt={"needs": "admin"}, status_code=200)
@@ -47,10 +47,10 @@ def routes(catalogue: LiveCatalogue, view: FleetView, agents: Agents) -> list[HT
         aliases = catalogue.catalogue.aliases
         names = tuple(aliases.get(n, n) for n in data.names)
         command = Remove(names, data.unused, data.dry_run)
-        hosts = _hosts(view, data.host)
+        hosts = named(view, data.host)
         for host in hosts if data.unused else ():
             await _update_catalogue(agents, catalogue, host)
-        answers, away = await _from_all(hosts, lambda h: agents.remove_weights(h, command))
+        answers, away = await ask_all(hosts, lambda h: agents.remove_weights(h, command))
         remaining = [
             api.RemainingWeights(host=h, name=n, why=w)
             for h, result in answers.items()
@@ -79,15 +79,15 @@ def routes(catalogue: LiveCatalogue, view: FleetView, agents: Agents) -> list[HT
     @get("/admin/jobs", opt={"needs": "status"})
     async def jobs(host: str = "") -> api.JobsAnswer:
         """List the running and recent downloads."""
-        answers, away = await _from_all(_hosts(view, host), lambda h: agents.jobs(h))
+        answers, away = await ask_all(named(view, host), lambda h: agents.jobs(h))
         downloads = [d for h, fetches in answers.items() for d in download_views(h, fetches, time.time())]
         return api.JobsAnswer(jobs=tuple(downloads), away=away)
 
     @post("/admin/jobs/{job:str}/cancel", opt={"needs": "admin"}, status_code=200)
     async def cancel(job: str) -> api.CancelJobAnswer:
         """Cancel a download for all its waiters. The part that was fetched stays."""
-        hosts = _hosts(view, "")
-        answers, _ = await _from_all(hosts, lambda h: agents.jobs(h))
+        hosts = named(view, "")
+        answers, _ = await ask_all(hosts, lambda h: agents.jobs(h))
         active = {f.id: h for h, fetches in answers.items() for f in fetches if f.alive}
         if job not in active:
             raise JobNotFound(job, nearest(job, active))
@@ -102,15 +102,6 @@ def _weights(stored: Mapping[str, Iterable[Stored]]) -> tuple[api.WeightsView, .
     return tuple(api.WeightsView(**asdict(s), host=host) for host, entries in stored.items() for s in entries)
 
 
-def _hosts(view: FleetView, name: str) -> list[HostRecord]:
-    hosts = view.fleet.hosts
-    if not name:
-        return [hosts[h] for h in sorted(hosts)]
-    if name not in hosts:
-        raise HostNotFound(name, nearest(name, hosts))
-    return [hosts[name]]
-
-
 async def _update_catalogue(agents: Agents, catalogue: LiveCatalogue, host: HostRecord) -> None:
     """Send an agent the current catalogue, from which it derives unused weights and the functions of a download."""
     if host.catalogue != catalogue.digest:
@@ -120,31 +111,13 @@ async def _update_catalogue(agents: Agents, catalogue: LiveCatalogue, host: Host
 def _best(view: FleetView, function: Function, host: str) -> HostRecord:
     """Return the named host, or the first candidate for starting the function."""
     if host:
-        return _hosts(view, host)[0]
+        return named(view, host)[0]
     fleet, requirement = view.fleet, need(function, None)
     names = hosts_to_ask(requirement, function, fleet, use(fleet), clock.now()).first(1)
     if not names:
         why = why_nowhere(requirement, fleet, use(fleet), clock.now())
         raise NoCapacity(f"no host can run '{function.id}': {why}")
     return fleet.hosts[names[0]]
-
-
-async def _from_all(
-    hosts: Iterable[HostRecord], request: Callable[[HostRecord], Awaitable[T]]
-) -> tuple[dict[str, T], dict[str, str]]:
-    """Query hosts concurrently; return their answers, and the errors of the others."""
-    targets = list(hosts)
-    results = await asyncio.gather(*(request(h) for h in targets), return_exceptions=True)
-    answers: dict[str, T] = {}
-    away: dict[str, str] = {}
-    for host, result in zip(targets, results, strict=True):
-        if isinstance(result, AgentUnavailable | AgentRefused):
-            away[host.name] = str(result)
-        elif isinstance(result, BaseException):
-            raise result
-        else:
-            answers[host.name] = result
-    return answers, away
 
 
 async def _one(host: HostRecord, request: Awaitable[T]) -> T:

@@ -33,7 +33,7 @@ NEIGHBOUR = "neighbour"
 _RANGE = re.compile(r"bytes=(\d{1,15})-")
 
 
-def routes(agent: Agent) -> list[HTTPRouteHandler]:
+def routes(agent: Agent, pace: Pace) -> list[HTTPRouteHandler]:
     """Return `/offers` for the neighbours, and `/neighbours` for the routers."""
     own = agent.settings.agent
 
@@ -44,7 +44,7 @@ def routes(agent: Agent) -> list[HTTPRouteHandler]:
 
     return [
         kernels,
-        *offer_routes(Path(own.cache_dir), own.offer_mb_s, agent.supervisor.looks),
+        *offer_routes(Path(own.cache_dir), own.offer_mb_s, agent.supervisor.looks, pace),
         neighbours_route(neighbour_client.neighbours_file(own.state_dir), agent.supervisor.looks),
     ]
 
@@ -62,9 +62,9 @@ def neighbours_route(path: Path, looks: BlockingCalls) -> HTTPRouteHandler:
     return neighbours
 
 
-def offer_routes(cache: Path, mb_s: int, looks: BlockingCalls) -> list[HTTPRouteHandler]:
-    """Return the routes for what this host offers; with `mb_s` 0, they offer nothing."""
-    pace, transfers = Pace(mb_s * MIB), set[object]()
+def offer_routes(cache: Path, mb_s: int, looks: BlockingCalls, pace: Pace | None = None) -> list[HTTPRouteHandler]:
+    """Return the routes for what this host offers, at a `pace` of `mb_s`; with 0, they offer nothing."""
+    pace, transfers = pace or Pace(mb_s * MIB), set[object]()
 
     def offered() -> dict[str, Path]:
         return weight_offers.offered(cache) | kernel_pack.packs(cache)

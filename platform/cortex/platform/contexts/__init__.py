@@ -1,0 +1,1 @@
+"""Conversations that outlive their worker: saved before it leaves, restored into the next one."""
