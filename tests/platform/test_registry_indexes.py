@@ -266,6 +266,18 @@ async def test_a_lease_or_claim_without_an_expiry_is_ignored(registry: Registry,
     assert raw.pttl("cortex:claim:f") > 0
 
 
+async def test_a_claim_of_before_a_backward_step_of_redis_clock_ends_a_lifetime_later(
+    registry: Registry, raw: redis.Redis
+) -> None:
+    await registry.claim("f", "a dead router", 5)
+    raw.pexpire("cortex:claim:f", 3_600_000)  # as after a step of an hour
+
+    taken = await registry.claim("f", "t", 5)
+
+    assert not taken
+    assert 0 < raw.pttl("cortex:claim:f") <= 5000
+
+
 async def test_only_the_fleets_own_queues_are_counted(registry: Registry, raw: redis.Redis) -> None:
     raw.sadd("rq:queues", "rq:queue:cortex-a", "rq:queue:mail", "rq:queue:staging-a")
     raw.rpush("rq:queue:cortex-a", "1")

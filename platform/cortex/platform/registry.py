@@ -56,8 +56,13 @@ return 0
 """
 
 _TAKE = """
--- KEYS[1] a claim or lease; ARGV[1] our token, ARGV[2] its lifetime in ms. One without an expiry has no owner.
-if redis.call('PTTL', KEYS[1]) > 0 and redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+-- KEYS[1] a claim or lease; ARGV[1] our token, ARGV[2] its lifetime in ms. One without an expiry has no owner. One
+-- that would last longer than any lifetime was taken before Redis' clock was set back: it ends a lifetime from now.
+local left = redis.call('PTTL', KEYS[1])
+if left > 0 and redis.call('GET', KEYS[1]) ~= ARGV[1] then
+  if left > tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+  return 0
+end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
