@@ -6,6 +6,7 @@ answering.
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator
+from itertools import islice
 from typing import Any
 
 from msgspec.structs import replace
@@ -16,7 +17,7 @@ from cortex.functions.lifecycle import State
 from cortex.functions.memo import Memo
 from cortex.functions.spec import Function
 from cortex.platform.fleet import Fleet
-from cortex.platform.record import Failure, Instance
+from cortex.platform.record import Failure, HostRecord, Instance
 from cortex.platform.scheduling.placement import Need, misfit, need
 from cortex.router.model_description import abilities
 from cortex.router.request.model_traits import known_models
@@ -31,19 +32,22 @@ _BEST_FIRST = (
 
 
 class Placed:
-    """The fleet by function: computed once for a whole list."""
+    """The fleet by function: computed once for a whole list, or for one function, `only`."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, only: str = "") -> None:
         self._fleet = fleet
+        self._by_name: list[HostRecord] = []
         self._instances: dict[str, list[tuple[str, Instance]]] = defaultdict(list)
         self._failures: dict[str, list[Failure]] = defaultdict(list)
         self._feasible: dict[Need, list[str]] = {}
         for host in fleet.records():
             for instance in host.instances:
-                self._instances[instance.function].append((host.name, instance))
+                if not only or instance.function == only:
+                    self._instances[instance.function].append((host.name, instance))
         for host in fleet.hosts.values():
             for failure in host.failures:
-                self._failures[failure.function].append(failure)
+                if not only or failure.function == only:
+                    self._failures[failure.function].append(failure)
 
     def instances(self, function: str) -> list[tuple[str, Instance]]:
         """Return a function's instances with their hosts, by host and id."""
@@ -62,8 +66,9 @@ class Placed:
         requirement = _requirement(function)
         hosts = self._feasible.get(requirement)
         if hosts is None:
-            names = sorted(h.name for h in self._fleet.hosts.values() if misfit(requirement, h) is None)
-            hosts = self._feasible[requirement] = names[:MOST_HOSTS]
+            self._by_name = self._by_name or sorted(self._fleet.hosts.values(), key=lambda h: h.name)
+            fitting = (h.name for h in self._by_name if misfit(requirement, h) is None)
+            hosts = self._feasible[requirement] = list(islice(fitting, MOST_HOSTS))
         return hosts
 
 

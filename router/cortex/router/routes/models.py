@@ -44,7 +44,8 @@ def routes(catalogue: LiveCatalogue, view: FleetView, created: int) -> list[HTTP
         name = model_id.lstrip("/")
         target = catalogue.resolve_for(name, caller(request))
         function = target.function
-        described = entry(function, Placed(view.fleet), created, view.profile(target.base.id))
+        placed = Placed(view.fleet, only=function.base_id)
+        described = entry(function, placed, created, view.profile(target.base.id))
         if name != function.id:
             described |= {"id": name, "alias_of": function.id}
         if is_anthropic(request):
