@@ -248,6 +248,19 @@ async def test_a_record_of_an_earlier_release_is_read_whole_each_time(
     assert [i.id for i in fleet.hosts[HOST].instances] == ["two"]
 
 
+async def test_a_heartbeat_is_not_read_and_the_change_after_it_is(registry: Registry, other: Registry) -> None:
+    def write(sequence: int, change: str, instance: str) -> HostRecord:
+        return replace(a_host(an_instance(instance)), agent="agent-1", change=change, at=sequence, sequence=sequence)
+
+    seen = []
+    for record in (write(1, "agent-1.1", "one"), write(2, "agent-1.1", "unread"), write(3, "agent-1.3", "two")):
+        await other.publish_host(record, 60.0)
+        fleet = await registry.fleet(clock.now())
+        seen.append([i.id for i in fleet.hosts[HOST].instances])
+
+    assert seen == [["one"], ["one"], ["two"]]
+
+
 async def test_hosts_that_were_read_lately_are_not_read_again_and_those_that_are_gone_are_left_out(
     registry: Registry, other: Registry, server: redis.asyncio.Redis
 ) -> None:

@@ -372,10 +372,12 @@ class HostRecord(Struct, frozen=True, kw_only=True):
     address: str
     """Base URL of its agent."""
     version: str = ""
+    change: str = ""
+    """Differs from write to write, except where only `at` and `sequence` do: a heartbeat. It is near the beginning of
+    the record in Redis, by which a reader sees whether it has changed (`HEAD_BYTES` in `record_codec.py`)."""
     at: float = 0.0
     sequence: int = 0
-    """How many times the agent's process has published its record. It is near the beginning of the record in Redis, by
-    which a reader sees whether it has changed (`HEAD_BYTES` in `record_codec.py`)."""
+    """How many times the agent's process has published its record."""
     labels: tuple[str, ...] = ()
     park_ram_mb: int = 0
     """RAM for parked instances; 0: this host parks none."""

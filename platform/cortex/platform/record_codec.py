@@ -18,7 +18,9 @@ UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 """What decoding arbitrary bytes raises: bad JSON, a wrong shape, bad UTF-8, lists nested too deeply."""
 LONGEST_NUMBER = 15
 HEAD_BYTES = 512
-"""The part of a host's record that a reader compares, before it reads a record that has changed."""
+"""The part of a host's record that a reader compares, before it reads a record that has changed: up to its `change`, or
+all of it where an earlier release wrote none."""
+CHANGE = b'","change":"'
 
 
 def decoded(value: bytes | str | None, kind: type[T]) -> T | None:
@@ -42,13 +44,18 @@ def host_record(value: bytes | str | None, name: str) -> HostRecord | None:
     return replace(record, instances=tuple(replace(i, host=name) for i in record.instances))
 
 
-def is_whole_head(head: bytes | None) -> bool:
-    """Whether the beginning of a host's record has its `at` and its `sequence`: two writes of one agent differ in it.
-    Records of earlier releases have the sequence elsewhere."""
-    if not head:
-        return False
+def compared(head: bytes) -> bytes | None:
+    """Return what a reader compares of the beginning of a host's record; None: two writes may be equal in it.
+
+    A quote inside a JSON string is escaped, so no other field can look like `change`. Earlier releases have the time
+    and the sequence instead, and before that the sequence elsewhere.
+    """
+    before, separator, rest = head.partition(CHANGE)
+    value, end, _ = rest.partition(b'"')
+    if separator and value and end:
+        return before + separator + value
     _, separator, rest = head.partition(b',"sequence":')
-    return bool(separator) and b',"labels":' in rest and b',"at":' in head
+    return head if separator and b',"labels":' in rest and b',"at":' in head else None
 
 
 def override(fields: Mapping[bytes | str, bytes | str]) -> Override:

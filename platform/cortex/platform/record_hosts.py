@@ -1,8 +1,8 @@
 """Reads the hosts' records from Redis: only those that changed since this process last read them.
 
-The records of a thousand hosts are megabytes, and every claim reads them. So a script in Redis returns a digest of the
-beginning of each record (`HEAD_BYTES`), which has its time and sequence number, all in one string; a record whose
-digest is known is not read.
+The records of a thousand hosts are megabytes, and every claim and every agent reads them. So a script in Redis returns
+a digest of the beginning of each record (`compared`), all in one string; a record whose digest is known is not read.
+Heartbeats change no digest.
 """
 
 import time
@@ -10,19 +10,25 @@ from collections.abc import Mapping
 from hashlib import sha1
 
 from cortex.platform.record import HostRecord, Namesake
-from cortex.platform.record_codec import HEAD_BYTES, decoded, host_record, is_whole_head, names
+from cortex.platform.record_codec import CHANGE, HEAD_BYTES, compared, decoded, host_record, names
 from cortex.platform.record_connection import RecordConnection
 
 _DIGESTS = """
--- ARGV: the index of hosts; the beginnings of the keys of records and of notes; the last byte of a record's beginning.
+-- ARGV: the index of hosts; the beginnings of the keys of records and of notes; the last byte of a record's beginning;
+-- what comes before the value of its change.
 -- Return digest and name of each host, with a zero byte between hosts, and the notes. A digest of 40 dashes: there is
 -- no record, or it is of a wrong type. The keys are no KEYS: for those Redis demands the right to write, which hosts
 -- do not have.
 local lines, notes = {}, {}
 for i, name in ipairs(redis.call('SMEMBERS', ARGV[1])) do
   local head = redis.pcall('GETRANGE', ARGV[2] .. name, 0, ARGV[4])
-  local present = type(head) == 'string' and head ~= ''
-  lines[i] = (present and redis.sha1hex(head) or string.rep('-', 40)) .. name
+  local digest = string.rep('-', 40)
+  if type(head) == 'string' and head ~= '' then
+    local _, before = string.find(head, ARGV[5], 1, true)
+    local _, last = string.find(head, '^[^"]+"', (before or #head) + 1)
+    digest = redis.sha1hex(string.sub(head, 1, last and last - 1 or -1))
+  end
+  lines[i] = digest .. name
   local note = redis.pcall('GET', ARGV[3] .. name)
   if type(note) == 'string' then notes[#notes + 1] = note end
 end
@@ -49,7 +55,7 @@ class RecordHosts:
     async def digests(self) -> dict[str, bytes]:
         """Read which hosts there are, with the digests of their records. Raises RecordUnavailable."""
         keys = self._names
-        lines, notes = await self._script([], [keys.hosts, keys.host(""), keys.namesake(""), HEAD_BYTES - 1])
+        lines, notes = await self._script([], [keys.hosts, keys.host(""), keys.namesake(""), HEAD_BYTES - 1, CHANGE])
         self.namesakes = [n for note in notes if (n := decoded(note, Namesake))]
         entries = _bytes(lines).split(b"\0")
         return dict(sorted((name, e[:DIGEST_LENGTH]) for e in entries for name in names([e[DIGEST_LENGTH:]])))
@@ -66,9 +72,9 @@ class RecordHosts:
             self._known.pop(host, None)
             record = host_record(value, host)
             if record is not None and value is not None:
-                head = _bytes(value)[:HEAD_BYTES]
+                part = compared(_bytes(value)[:HEAD_BYTES])
                 # Of an earlier release's record the beginning may stay the same: it is read again.
-                digest = sha1(head, usedforsecurity=False).hexdigest().encode() if is_whole_head(head) else NONE
+                digest = NONE if part is None else sha1(part, usedforsecurity=False).hexdigest().encode()
                 self._known[host] = digest, record
         self._read_at = time.monotonic()
         there = {h: self._known[h] for h, digest in digests.items() if digest != NONE and h in self._known}

@@ -38,7 +38,7 @@ class HostPublisher:
         self._record = record
         self._heartbeat_s = heartbeat_s
         self._published: HostRecord | None = None
-        self._publications = 0
+        self._publications, self._change = 0, ""
         self._due = 0.0
         self._publishing = asyncio.Lock()
         self._decisions: list[DecisionRecord] = []
@@ -91,9 +91,11 @@ class HostPublisher:
             record, ttl_s = self._record(), self._heartbeat_s * TTL_BEATS
             try:
                 if record != self._published or time.monotonic() >= self._due:
-                    self._published, self._due = record, 0.0
                     self._publications += 1
-                    publication = replace(record, at=clock.now(), sequence=self._publications)
+                    if record != self._published:
+                        self._change = f"{record.agent}.{self._publications}"
+                    self._published, self._due = record, 0.0
+                    publication = replace(record, change=self._change, at=clock.now(), sequence=self._publications)
                     self._note_holder(await self._registry.publish_host(publication, ttl_s))
                     if self.name_holder is None:
                         await self._registry.publish_counts(record.name, self.counts.snapshot(), ttl_s)
