@@ -1,12 +1,14 @@
 """`just simulate`: run seeds, print what happened, and show how a seed fails."""
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 
 from msgspec import to_builtins
 
+from cortex.functions.spec import Function
 from tests.simulation.batch import Job, first_failure, run_all
 from tests.simulation.run import Result, simulate
 from tests.simulation.scenario import Scenario, scenario
@@ -17,6 +19,8 @@ SEEDS = 10_000
 ACTIVE_S = 12.0
 WITHIN = 500
 """Each broken variant must be found within this number of seeds."""
+MOST = 1e6
+"""The largest `--active-s` and `--rate`."""
 FAILURES_SHOWN = 5
 TRACE_LINES = 40
 
@@ -47,18 +51,18 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=_whole, help="run one seed, show its trace, and shrink it if it fails")
     parser.add_argument("--seeds", type=_whole, default=SEEDS, help=f"how many seeds to run (default {SEEDS})")
     parser.add_argument("--first", type=_whole, default=0, help="the first seed (default 0)")
-    parser.add_argument("--active-s", type=float, default=ACTIVE_S, help="virtual seconds of load and faults per seed")
+    parser.add_argument(
+        "--active-s", type=_positive, default=ACTIVE_S, help="virtual seconds of load and faults per seed"
+    )
     parser.add_argument("--jobs", type=_whole, default=os.cpu_count() or 1, help="processes (default: one per core)")
     parser.add_argument("--variant", choices=sorted(VARIANTS), default="", help="run a deliberately broken variant")
     parser.add_argument("--variants", action="store_true", help=f"show that each variant is found in {WITHIN} seeds")
     scale = parser.add_argument_group("cost of a large record", "a real router's parts against a real Redis, no seeds")
     scale.add_argument("--hosts", type=_whole, default=0, help="how many hosts the record has")
     scale.add_argument("--functions", type=_whole, default=10_000, help="how many functions (default 10000)")
-    scale.add_argument("--rate", type=float, default=500.0, help="cold functions requested a second (default 500)")
+    scale.add_argument("--rate", type=_positive, default=500.0, help="cold functions requested a second (default 500)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args(argv)
-    if not options.rate > 0:
-        parser.error("--rate must be more than 0")
     if options.hosts and not options.functions:
         parser.error("--functions must be more than 0")
     return options
@@ -69,6 +73,14 @@ def _whole(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
     return number
+
+
+def _positive(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        number = float(text)
+        if 0 < number <= MOST:
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to {MOST:g}")
 
 
 def _as_given(options: argparse.Namespace) -> str:
@@ -108,10 +120,17 @@ def _one(options: argparse.Namespace) -> int:
     for name, devices in smallest.machines.items():
         print(f"  {name}: {devices}")
     for function in smallest.functions.values():
-        print(f"  {function}")
+        print(f"  {_declared(function)}")
     for line in sorted([f"{f}" for f in smallest.faults] + [f"{r.at:8.3f} s {r}" for r in smallest.requests]):
         print(f"  {line}")
     return 1
+
+
+def _declared(function: Function) -> str:
+    """Return a function with what differs from the defaults."""
+    plain = Function(id=function.id, engine=function.engine)
+    fields = {name: getattr(function, name) for name in function.__struct_fields__}
+    return f"{function.id}: " + ", ".join(f"{n}={v}" for n, v in fields.items() if v != getattr(plain, n))
 
 
 def _scale(options: argparse.Namespace) -> int:

@@ -21,10 +21,12 @@ from cortex.platform.record_codec import decoded
 from cortex.platform.scheduling.parking import is_leaving
 from cortex.platform.scheduling.placement import NoRoom, need, place
 from cortex.platform.scheduling.start_modes import is_spare
-from tests.simulation.machine import Machine, Worker
+from cortex.platform.workers.checkpoint_driver import CudaState
+from tests.simulation.machine import Machine
 from tests.simulation.processes import SimulatedAgent
 from tests.simulation.scenario import Scenario
 from tests.simulation.virtual_time import Phase
+from tests.simulation.worker import Worker
 from tests.simulation.world import Outcome, World
 
 LOST_S = 3.0
@@ -76,6 +78,8 @@ class Invariants:
         """What follows the end of a request."""
         self._claims: dict[tuple[str, str], Claim] = {}
         self._epochs: dict[str, int] = {}
+        self._states: dict[str, dict[str, State]] = {}
+        """The last states of the instances, by host."""
         self._restless = ""
         world.on_outcome = self._outcome
         world.on_decision = self._decision
@@ -86,6 +90,7 @@ class Invariants:
         machine.on_spawn = self._spawned
         machine.on_signal = self._signal
         machine.on_refusal = self._refused
+        machine.on_damage = self._damaged
         self.world.servers[machine.name].on_ensure = self._ensured
 
     # Clients.
@@ -178,7 +183,11 @@ class Invariants:
     def _decision(self, agent: SimulatedAgent) -> None:
         record = agent.scheduler.record()
         usage: dict[str, int] = defaultdict(int)
+        states, self._states[record.name] = self._states.get(record.name, {}), {i.id: i.state for i in record.instances}
         for instance in record.instances:
+            if states.get(instance.id) is not instance.state:
+                why = f": {instance.why}" if instance.why else ""
+                self.world.note(f"{record.name} {instance.function} {instance.id} is {instance.state}{why}")
             for name in instance.devices:
                 usage[name] += present_mb(instance)
         ram_mb = sum(i.ram_mb for i in record.instances)
@@ -209,12 +218,19 @@ class Invariants:
                 self.world.fail("processes fit on their devices", f"{device}: {held} MB of {machine.devices[device]}")
 
     def _refused(self, worker: Worker, router: str) -> None:
-        """A worker that sleeps gets a request only of a router that does not report: the agent waits for no other."""
+        """A worker that sleeps or is frozen gets a request only of a router that does not report: the agent waits for
+        no other."""
         if self._reports(router):
             self.world.fail(
-                "no request reaches a worker that sleeps",
+                "no request reaches a parked worker",
                 f"{worker.machine.name} {worker.function.id} {worker.instance} got one of {router}",
             )
+
+    def _damaged(self, worker: Worker) -> None:
+        """A worker that computes something else than before it was frozen never serves."""
+        self.world.fail(
+            "no answer comes from damaged memory", f"{worker.machine.name} {worker.function.id} {worker.instance}"
+        )
 
     def _reports(self, router: str) -> bool:
         slot = self.world.routers.get(router)
@@ -267,8 +283,20 @@ class Invariants:
                 )
             stops = instance.state is State.STOPPING and ("stop", instance.id) not in under_way
             worker = next((w for w in self.world.machines[name].alive() if w.instance == instance.id), None)
+            if worker is not None:
+                self._check_tier(name, instance, worker)
             if stops and worker is not None:
                 self.world.fail("every effect is carried out", f"{name}: nothing stops {instance.id}")
+
+    def _check_tier(self, host: str, instance: Instance, worker: Worker) -> None:
+        """A worker is where the record has it: frozen, it holds nothing of a device, and ready, it runs."""
+        parked = worker.asleep or worker.cuda is not CudaState.RUNNING
+        if (instance.state is State.FROZEN and worker.held_mb) or (instance.state is State.READY and parked):
+            self.world.fail(
+                "a worker is in its tier",
+                f"{host}: {instance.function} {instance.id} is {instance.state}; it is {worker.cuda} and holds"
+                f" {worker.held_mb} MB",
+            )
 
     def at_rest(self) -> bool:
         """Whether nothing moves any more and everybody knows it."""

@@ -7,153 +7,23 @@ supervisor starts, finds and kills processes. The supervisor itself is the real 
 import asyncio
 import signal
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from cortex.functions.launch import Launch, StartMode, fast_tricks
 from cortex.functions.launch.fake import FULL_LOAD
 from cortex.functions.spec import Function, revision
-from cortex.platform.keys import worker_key
 from cortex.platform.record import Instance, ProcessId
 from cortex.platform.scheduling import events
 from cortex.platform.scheduling.saved_state import AgentState, LocalWeights
 from cortex.platform.workers.startup import Startup
 from tests.simulation.virtual_time import PROCESS, Process, VirtualLoop, settle
+from tests.simulation.worker import Manner, Worker
 
 FIRST_PORT = 20_000
-TOKEN = "the token of the simulated fleet"
-
-
-@cache
-def key_of(instance: str) -> str:
-    """Return the API key of an instance."""
-    return worker_key(TOKEN, instance)
-
-
-class Manner(Struct, frozen=True, kw_only=True):
-    """How one worker behaves."""
-
-    start_s: float
-    dies_starting: bool = False
-    dies_after_s: float = 0.0
-    """Seconds from ready to a crash; 0: it does not crash."""
-    hangs_after_s: float = 0.0
-    ends_s: float = 0.05
-    """From TERM to its end."""
-    ignores_term: bool = False
-    leaves_orphan: bool = False
-    first_sleep_s: float = 2.0
-    """The first sleep pins memory and is slow."""
-    sleep_s: float = 0.4
-    stays_mb: int = 1000
-    """On each device while it sleeps."""
-    refuses: str = ""
-    """Whether it refuses to `sleep` or to `wake`, or `dies` in its sleep."""
-
-
-class Worker:
-    """One worker process."""
-
-    def __init__(self, machine: "Machine", function: Function, instance: str, port: int, manner: Manner) -> None:
-        self.machine, self.function, self.instance, self.port, self.manner = machine, function, instance, port, manner
-        self.revision = revision(function)
-        self.loop = machine.loop
-        self.id = ProcessId(machine.boot, machine.next_pid(), round(self.loop.time() * 100))
-        self.key = key_of(instance)
-        self.process = self.loop.process(f"worker {instance}")
-        self.born = self.loop.time()
-        self.ready_at = self.born + manner.start_s
-        self.code: int | None = None
-        self.hung = False
-        self.open: dict[object, str] = {}
-        """Requests that it works on, and the routers that sent them; "" for those that no client sent."""
-        self.devices: tuple[str, ...] = ()
-        self.memory_mb = 0
-        self.asleep = self.moving = self.pinned = False
-        """Whether its memory is in RAM, on the way there or back, and whether it has slept."""
-        self.process.on_crash = self._ended
-        self._exited: list[Callable[[], object]] = []
-        if manner.dies_starting:
-            self.loop.outside(manner.start_s * 0.6, self.die, 1)
-        if manner.dies_after_s:
-            self.loop.outside(manner.start_s + manner.dies_after_s, self.die, -11)
-        if manner.hangs_after_s:
-            self.loop.outside(manner.start_s + manner.hangs_after_s, self.hang)
-
-    @property
-    def alive(self) -> bool:
-        """Whether the process runs."""
-        return self.code is None
-
-    @property
-    def ready(self) -> bool:
-        """Whether it serves."""
-        return self.alive and self.loop.time() >= self.ready_at
-
-    @property
-    def held_mb(self) -> int:
-        """Its memory on each device."""
-        return self.manner.stays_mb if self.asleep and not self.moving else self.memory_mb
-
-    def sleep(self) -> float | None:
-        """Begin to sleep; return how long that takes. None: it refuses."""
-        if self.manner.refuses == "sleep" or self.asleep:
-            return None
-        takes_s = self.manner.sleep_s if self.pinned else self.manner.first_sleep_s
-        self.asleep = self.moving = self.pinned = True
-        self.loop.outside(takes_s, self._moved)
-        if self.manner.refuses == "dies":
-            self.loop.outside(takes_s * 1.5, self.die, -9)
-        return takes_s
-
-    def wake(self) -> float | None:
-        """Begin to wake; return how long that takes. None: it refuses."""
-        if self.manner.refuses == "wake" or self.moving:
-            return None
-        self.moving = True
-        self.machine.on_spawn(self)
-        self.loop.outside(self.manner.sleep_s, self._moved, True)
-        return self.manner.sleep_s
-
-    def _moved(self, woke: bool = False) -> None:
-        self.moving = False
-        self.asleep = self.asleep and not woke
-
-    def die(self, code: int) -> None:
-        """End with an exit code."""
-        if self.alive:
-            self.code = code
-            self.process.crash()
-
-    def hang(self) -> None:
-        """Answer nothing any more, and use no CPU time."""
-        self.hung = True
-
-    def signal(self, number: int) -> None:
-        """Receive TERM or KILL."""
-        if number == signal.SIGKILL:
-            self.loop.outside(0.01, self.die, -9)
-        elif not self.manner.ignores_term and not self.hung:
-            self.loop.outside(self.manner.ends_s, self.die, 0)
-
-    def when_ended(self, call: Callable[[], object]) -> None:
-        """Call when the process ends, or now if it has ended."""
-        if self.alive:
-            self._exited.append(call)
-        else:
-            call()
-
-    def _ended(self) -> None:
-        if self.code is None:
-            self.code = -9
-        calls, self._exited = self._exited, []
-        for call in calls:
-            call()
 
 
 class Machine:
@@ -176,7 +46,10 @@ class Machine:
         self.on_spawn: Callable[[Worker], None] = lambda _: None
         self.on_signal: Callable[[Worker, int], None] = lambda _worker, _number: None
         self.on_refusal: Callable[[Worker, str], None] = lambda _worker, _router: None
+        self.on_damage: Callable[[Worker], None] = lambda _: None
         self.park_ram_mb = 0
+        self.sleeps, self.freezes = True, False
+        """Whether its engines can sleep, and whether its driver can freeze them."""
         self.agent: Process | None = None
         self.hub = Hub(loop)
         self._pids = 100
@@ -239,8 +112,9 @@ class System:
 
     OWNER = "CORTEX_OWNER"
 
-    def __init__(self, machines: Mapping[str, Machine], spawned: Mapping[str, Function]) -> None:
-        self._machines = machines
+    def __init__(self, machines: Mapping[str, Machine], folder: Path) -> None:
+        """`folder` has the temporary files of workers."""
+        self._machines, self._folder = machines, folder
 
     def here(self) -> Machine:
         """Return the machine of the calling process."""
@@ -339,8 +213,10 @@ class System:
         """Whether the agent's API answers: at once."""
         return True
 
-    def write_private(self, *_: object) -> None:
-        """Write a file; workers read none here."""
+    def write_private(self, path: Path, content: bytes, *_: object) -> None:
+        """Write a file of a worker."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
     def append_note(self, *_: object) -> None:
         """Write to a log; nothing reads it here."""
@@ -380,8 +256,8 @@ class System:
         """Make a folder."""
 
     def temporary_path(self, instance: str) -> Path:
-        """Return an instance's own folder, which does not exist."""
-        return Path("/simulated") / instance
+        """Return an instance's own folder."""
+        return self._folder / instance
 
     def make_room(self, *_: object) -> None:
         """Remove old logs."""

@@ -32,7 +32,7 @@ from cortex.platform.scheduling import upgrades
 from cortex.platform.settings import Agent as AgentSettings
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
-from cortex.platform.workers import activity, ports, remains, supervisor, tiers
+from cortex.platform.workers import activity, checkpoint, ports, remains, supervisor, tiers
 from cortex.router import start_history
 from cortex.router.activation import agents as agents_module
 from cortex.router.activation.activator import Activator
@@ -54,9 +54,9 @@ from cortex.router.request.prompt_cache import SlotTable
 from cortex.router.request.request_record import RequestRecords, each
 from cortex.router.request.substitutes import Substitutes
 from cortex.router.tracing import PassThroughTracing
+from tests.simulation import driver
 from tests.simulation.agent_http import Transport
 from tests.simulation.machine import (
-    TOKEN,
     Fetches,
     LogFollower,
     Looks,
@@ -64,11 +64,11 @@ from tests.simulation.machine import (
     NoLauncher,
     StateWriter,
     System,
-    key_of,
     launch,
 )
 from tests.simulation.redis_client import Client
 from tests.simulation.virtual_time import PROCESS, replaced
+from tests.simulation.worker import TOKEN, key_of
 from tests.simulation.worker_session import Connections, Session
 
 ENGINES = engines.Engines(versions={"fake": "1"}, tools={"fake": ("fake",)})
@@ -149,9 +149,10 @@ class ControlKeys:
         return key_of(instance)
 
 
-def tiers_of(settings: AgentSettings, park_ram_mb: int, *_: object) -> dict[Tier, str]:
-    """Return the tiers of a machine whose workers sleep."""
-    return {Tier.SLEEP: ""} if park_ram_mb else {}
+def tiers_of(system: System, park_ram_mb: int, freeze: str) -> dict[Tier, str]:
+    """Return the tiers of the machine of the calling agent; `freeze` is the freezer's own reason."""
+    sleep = "" if system.here().sleeps else "no engine here can sleep"
+    return {Tier.SLEEP: sleep, Tier.FREEZE: freeze} if park_ram_mb else {}
 
 
 def devices_of(machine: Machine) -> tuple[Device, ...]:
@@ -330,7 +331,10 @@ def substitutions(
         (supervisor, "ControlKeys", ControlKeys),
         (tiers, "process", system),
         (tiers, "MOVE_S", 10.0),  # like the bounds of `agent_settings`: a run lasts a minute
-        (monitor, "host_tiers", tiers_of),
+        (monitor, "host_tiers", lambda _settings, ram_mb, _engines, _devices, freeze: tiers_of(system, ram_mb, freeze)),
+        (supervisor, "Freezer", partial(checkpoint.Freezer, limits=driver.LIMITS, device=Path("/"))),
+        (checkpoint, "_DriverProcess", driver.on(system)),
+        (checkpoint, "process", system),
         (upgrades, "QUIET_S", 2.0),
         (upgrades, "STEADY_S", 4.0),
         (upgrades, "LONG_IDLE_S", 6.0),

@@ -19,10 +19,11 @@ from cortex.router.activation.agents import AgentUnavailable
 from cortex.router.errors import RequestError
 from cortex.router.operations import Operations
 from tests.simulation.invariants import Invariants
-from tests.simulation.machine import Machine, Manner, Worker
+from tests.simulation.machine import Machine
 from tests.simulation.network import Cut
 from tests.simulation.scenario import Client, Fault, Scenario
 from tests.simulation.virtual_time import Phase, Process, VirtualLoop
+from tests.simulation.worker import Manner, Worker
 from tests.simulation.world import Outcome, World
 
 PROVES_EVERY = 5
@@ -80,6 +81,7 @@ class Run:
     def __init__(self, world: World, scenario: Scenario) -> None:
         self.world, self.scenario = world, scenario
         self.invariants = Invariants(world, scenario)
+        self._parking_random = Random(f"parked workers {scenario.seed}")
         self._works = {n: r.work_s for n, r in enumerate(scenario.requests)}
         self._converged = 0.0
         self._undone: set[tuple[str, str]] = set()
@@ -91,6 +93,7 @@ class Run:
         for name, devices in scenario.machines.items():
             machine = world.add_machine(name, devices, scenario.ports[name])
             machine.manner, machine.park_ram_mb = self._manner, scenario.park_ram_mb
+            machine.sleeps, machine.freezes = scenario.sleeps, scenario.freezes
             machine.hub.seconds = {f: fetch.seconds for f, fetch in scenario.fetches.items()}
             self.invariants.watch_machine(machine)
         world.fabric.service_s = self._service_s
@@ -208,7 +211,14 @@ class Run:
         if parks is None:
             return {}
         refuses = random.choice(("sleep", "wake", "dies")) if random.random() < parks.refuses else ""
-        return {"stays_mb": parks.stays_mb, "first_sleep_s": parks.first_s, "refuses": refuses}
+        freezing = {}
+        if self.scenario.freezes or parks.hangs:
+            own = self._parking_random
+            if own.random() < parks.refuses:
+                refuses = own.choice(("sleep", "wake", "dies", "lock", "checkpoint", "restore", "unlock", "damaged"))
+            hangs = own.choice(("sleep", "wake", "checkpoint", "restore")) if own.random() < parks.hangs else ""
+            freezing = {"freeze_s": parks.freeze_s, "hangs": hangs}
+        return {"stays_mb": parks.stays_mb, "first_sleep_s": parks.first_s, "refuses": refuses, **freezing}
 
     def _service_s(self, worker: Worker, body: bytes) -> float:
         number = msgspec.json.decode(body).get("number")

@@ -33,7 +33,7 @@ from cortex.router.app import COLLECT_AFTER
 from cortex.router.errors import RequestError
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import Target
-from cortex.router.model_listing import listing
+from cortex.router.model_listing import Placed, entry, listing
 from cortex.router.overview.functions import function_views
 from cortex.router.overview.snapshot import FleetSnapshot, Index
 from cortex.router.request.probe import Pulse
@@ -60,10 +60,14 @@ class Scale(Struct, kw_only=True):
     read_ms: float = 0.0
     """Of the whole record when nothing has changed."""
     read_wall_ms: float = 0.0
+    beats_ms: float = 0.0
+    """Of the whole record after a heartbeat of every host."""
     change_ms: float = 0.0
     """For a router to read and apply one host's new record."""
     listing_ms: float = 0.0
     """Of `/v1/models`, encoded."""
+    one_ms: float = 0.0
+    """Of `/v1/models/{id}`, encoded."""
     overview_ms: float = 0.0
     """Of `/admin/functions`, encoded."""
     stall_ms: float = 0.0
@@ -86,10 +90,12 @@ class Scale(Struct, kw_only=True):
                 f"  the record               {self.snapshot_mb:8.1f} MB in Redis; this process {self.peak_mb} MB",
                 f"  read, first              {self.first_read_ms:8.1f} ms of CPU",
                 f"  read, nothing changed    {self.read_ms:8.1f} ms of CPU, {self.read_wall_ms:.1f} ms",
+                f"  read, all heartbeats     {self.beats_ms:8.1f} ms of CPU",
                 f"  one host changed         {self.change_ms:8.2f} ms of CPU",
                 f"  /v1/models               {self.listing_ms:8.1f} ms of CPU",
                 f"  /admin/functions         {self.overview_ms:8.1f} ms of CPU",
                 f"  longest hold of the loop {self.stall_ms:8.1f} ms, by these two",
+                f"  /v1/models/{{id}}          {self.one_ms:8.2f} ms of CPU",
                 f"  cold starts by claims    {self.cold_per_s:8.1f} a second, {each}",
                 f"  refused                  {self.refused:8}",
             ]
@@ -117,6 +123,7 @@ async def _measure(url: str, scale: Scale) -> Scale:
     scale.first_read_ms, _ = await _cost(view.refresh)
     reads = [await _cost(view.refresh) for _ in range(READS)]
     scale.read_ms, scale.read_wall_ms = (round(statistics.median(of), 2) for of in zip(*reads, strict=True))
+    scale.beats_ms = await _beats(registry, view, records)
     scale.change_ms = await _changes(registry, view, records)
     await _list(scale, catalogue, view)
     await _start(scale, catalogue, registry, view, records)
@@ -155,6 +162,7 @@ def _host(number: int, names: list[str], catalogue: dict[str, Function], random:
         agent=f"{number:016x}",
         home=f"home-{number}",
         sequence=1,
+        change=f"{number:016x}.1",
         engines={"fake": "1"},
         devices=devices,
         instances=instances,
@@ -169,8 +177,19 @@ async def _cost(work: Callable[[], object]) -> tuple[float, float]:
     return round((time.process_time() - cpu) * 1000, 2), round((time.perf_counter() - wall) * 1000, 2)
 
 
-def _again(record: HostRecord) -> HostRecord:
+def _beat(record: HostRecord) -> HostRecord:
     return replace(record, at=clock.now(), sequence=record.sequence + 1)
+
+
+def _again(record: HostRecord) -> HostRecord:
+    return replace(_beat(record), change=f"{record.agent}.{record.sequence + 1}")
+
+
+async def _beats(registry: Registry, view: FleetView, records: dict[str, HostRecord]) -> float:
+    for name, record in records.items():
+        records[name] = _beat(record)
+        await registry.publish_host(records[name], TTL_S)
+    return (await _cost(view.refresh))[0]
 
 
 async def _changes(registry: Registry, view: FleetView, records: dict[str, HostRecord]) -> float:
@@ -189,6 +208,7 @@ async def _changes(registry: Registry, view: FleetView, records: dict[str, HostR
 async def _list(scale: Scale, catalogue: dict[str, Function], view: FleetView) -> None:
     declared = Catalogue(functions=catalogue, aliases={})
     revisions = {f: revision(function) for f, function in catalogue.items()}
+    random = Random(2)
 
     async def models() -> None:
         async for _ in long_lists.slices("data", listing(declared, view.fleet, 0)):
@@ -199,6 +219,11 @@ async def _list(scale: Scale, catalogue: dict[str, Function], view: FleetView) -
         async for _ in long_lists.slices("functions", function_views(snapshot, Index(snapshot))):
             pass
 
+    async def one() -> None:
+        function = random.choice(list(catalogue.values()))
+        msgspec.json.encode(entry(function, Placed(view.fleet, only=function.base_id), 0, None))
+
+    scale.one_ms = round(statistics.median([(await _cost(one))[0] for _ in range(READS)]), 2)
     for _ in range(2):  # the first time computes what follows from the catalogue alone
         async with held(own=True) as longest:
             scale.listing_ms, _wall = await _cost(models)

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from cortex.functions.catalogue import Catalogue
 from cortex.functions.spec import Engine, Function, Park
+from cortex.platform.scheduling.parking import PRETENDS
 
 MEMORY_MB = 16_000
 SHORT_S, SETTLE_S = 3.0, 45.0
@@ -72,7 +73,11 @@ class Parking(Struct, frozen=True, kw_only=True):
     stays_mb: int
     first_s: float
     refuses: float
-    """Share of those that refuse to sleep or to wake, or die in their sleep."""
+    """Share of those that refuse to be parked or to return, die once they are parked, or return damaged."""
+    hangs: float = 0.0
+    """Share of those that hang on the way to a tier or back."""
+    freeze_s: float = 1.0
+    """How long the driver takes to freeze one, and to restore it."""
 
 
 class Scenario(Struct, frozen=True, kw_only=True):
@@ -99,6 +104,10 @@ class Scenario(Struct, frozen=True, kw_only=True):
     park_ram_mb: int = 0
     """RAM of each machine for parked instances; 0: all workers stop."""
     parks: dict[str, Parking] = {}
+    sleeps: bool = True
+    """Whether engines can sleep on these machines."""
+    freezes: bool = False
+    """Whether the driver of these machines can freeze workers."""
     rests: bool = True
     """Whether the fleet has to be at rest at the end."""
 
@@ -135,14 +144,33 @@ def scenario(seed: int, *, active_s: float = 14.0) -> Scenario:
     parking = Random(f"parking {seed}")  # the rest of the scenario is the same with it and without
     park_ram_mb = parking.choice((0, 15_000, 40_000))
     parks = {f: _parking(parking) for f in sorted(functions) if park_ram_mb and parking.random() < 0.8}
-    functions = {f: replace(spec, park=Park.SLEEP) if f in parks else spec for f, spec in functions.items()}
-    edited = {f: replace(spec, park=Park.SLEEP) if f in parks else spec for f, spec in edited.items()}
+    freezing = Random(f"freezing {seed}")
+    freezes = bool(parks) and freezing.random() < 0.5
+    sleeps = not freezes or freezing.random() < 0.7
+    parks = {f: _moving(freezing, parking) for f, parking in parks.items()}
+    tiers = {
+        f: freezing.choice((Park.SLEEP, Park.FREEZE, Park.AUTO, Park.AUTO)) if freezes else Park.SLEEP for f in parks
+    }
+    functions = {f: _with_park(spec, tiers.get(f)) for f, spec in functions.items()}
+    edited = {f: _with_park(spec, tiers.get(f)) for f, spec in edited.items()}
+    if freezes and not has_old_record:
+        idle = {f: freezing.choice((0.5, 0.5, 1.5, 300.0)) for f in parks}
+        functions = {
+            f: replace(spec, min=0, idle_after_s=idle[f]) if f in idle else spec for f, spec in functions.items()
+        }
+        edited = {f: replace(spec, min=0, idle_after_s=idle[f]) if f in idle else spec for f, spec in edited.items()}
+        starts = {
+            f: replace(start, seconds=min(start.seconds, 1.5)) if f in idle else start for f, start in starts.items()
+        }
+        requests = tuple(sorted((*requests, *_returns(freezing, routers, sorted(idle), active_s)), key=lambda r: r.at))
     if not has_old_record:
         functions, edited = _with_modes(Random(f"start modes {seed}"), functions, edited)
     return Scenario(
         seed=seed,
         park_ram_mb=park_ram_mb,
         parks=parks,
+        sleeps=sleeps,
+        freezes=freezes,
         machines=machines,
         routers=routers,
         functions=functions,
@@ -180,6 +208,31 @@ def _parking(random: Random) -> Parking:
         first_s=random.choice((0.4, 2.0, 6.0)),
         refuses=random.choice((0.0, 0.0, 0.2)),
     )
+
+
+def _moving(random: Random, parking: Parking) -> Parking:
+    """Return how workers of a function move to their tiers and back."""
+    return replace(parking, hangs=random.choice((0.0, 0.0, 0.0, 0.2)), freeze_s=random.choice((0.3, 1.0, 4.0)))
+
+
+def _returns(random: Random, routers: tuple[str, ...], functions: list[str], active_s: float) -> list[Request]:
+    """Return requests for functions whose instances have left their devices meanwhile, or are about to."""
+    requests = []
+    for function in functions:
+        at = random.uniform(0.3, 2.0)
+        while at < active_s:
+            work_s = round(random.uniform(0.05, 0.5), 3)
+            requests.append(Request(at=round(at, 3), function=function, router=random.choice(routers), work_s=work_s))
+            at += random.uniform(3.0, 6.0)
+    return requests
+
+
+def _with_park(function: Function, park: Park | None) -> Function:
+    """Return a function whose instances may be parked. A fake engine pretends to sleep when its options say so."""
+    if park is None:
+        return function
+    args = (*function.args, f"{PRETENDS}=1000") if park is Park.AUTO else function.args
+    return replace(function, park=park, args=args)
 
 
 def _machines(random: Random) -> dict[str, dict[str, int]]:

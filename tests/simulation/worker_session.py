@@ -12,13 +12,18 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from cortex.platform.workers import canary
+from cortex.platform.workers.checkpoint_driver import CudaState
 from cortex.router.request.worker_response import ConnectionFailed, NotConnected, Sink
-from tests.simulation.machine import Machine, Worker
+from tests.simulation.machine import Machine
 from tests.simulation.network import Cut, Network
 from tests.simulation.virtual_time import PROCESS, VirtualLoop, settle
+from tests.simulation.worker import Worker
 
 CONNECT_S = 5.0
+CANARY = canary.TEXT.encode()
 STREAM_WORDS = 4
+CONTROL = ("/sleep", "/wake_up", "/is_sleeping")
 JSON = {"Content-Type": "application/json"}
 
 
@@ -84,15 +89,25 @@ class Session:
         _, worker = fabric.worker_at(url)
         if worker is None:
             raise _refused(url)
-        if worker.hung:
+        if worker.cuda is not CudaState.RUNNING:  # it does nothing until the driver lets it go on
+            if b'"number"' in body:
+                worker.machine.on_refusal(worker, self._place)
+            await _until_running(worker)
+        if url.partition("?")[0].endswith(CONTROL):  # an engine moves its memory and answers these one after the other
+            while worker.alive and worker.moving:
+                await _until_settled(worker)
+        if worker.hung or not worker.alive:
             await _until_ended(worker)
             raise aiohttp.ServerDisconnectedError()
         if not worker.ready:
             raise _refused(url)
         status, pieces, work_s = self._answer(worker, method, url, headers, body)
+        if worker.hung:  # on its way to a tier or back
+            await _until_ended(worker)
+            raise aiohttp.ServerDisconnectedError()
         response = Response(self, worker, status, pieces)
         response.begin(work_s, self._place if b'"number"' in body else "")
-        if method == "GET" or url.partition("?")[0].endswith(("/sleep", "/wake_up")):
+        if method == "GET" or url.partition("?")[0].endswith(CONTROL):
             await response.arrived[-1]
         back = await self._leg(machine.name, self._place)
         if isinstance(back, Cut):
@@ -129,6 +144,12 @@ class Session:
             case _ if worker.asleep:
                 worker.machine.on_refusal(worker, self._place)
                 return 503, [b'{"error": {"message": "this worker sleeps"}}'], 0.0
+            case _ if CANARY in body:
+                computed = f"{worker.function.id} {worker.revision}{' damaged' * worker.damaged}"
+                return 200, [msgspec.json.encode({"choices": [{"message": {"content": computed}}]})], 0.05
+            case _ if worker.damaged and b'"number"' in body:
+                worker.machine.on_damage(worker)
+                return 500, [b"{}"], 0.0
             case _ if b'"stream":true' in body:
                 return 200, streamed(worker.function.id), self._fabric.service_s(worker, body)
             case _:
@@ -293,6 +314,18 @@ async def _until_ended(worker: Worker) -> None:
     worker.when_ended(lambda: settle(ended, None))
     with suppress(TimeoutError):
         await ended
+
+
+async def _until_running(worker: Worker) -> None:
+    running: asyncio.Future[None] = worker.loop.create_future()
+    worker.when_running(lambda: settle(running, None))
+    await running
+
+
+async def _until_settled(worker: Worker) -> None:
+    settled: asyncio.Future[None] = worker.loop.create_future()
+    worker.when_settled(lambda: settle(settled, None))
+    await settled
 
 
 def _refused(url: str) -> aiohttp.ClientConnectorError:

@@ -93,7 +93,7 @@ class World:
         self.on_decision: Callable[[SimulatedAgent], None] = lambda _: None
         self.on_outcome: Callable[[Outcome], None] = lambda _: None
         self.stop_grace_s = 2.0
-        self.system = System(self.machines, {})
+        self.system = System(self.machines, folder)
         self._token = Token()
         self._models = folder / "models.toml"
         self._references: list[Any] = []
