@@ -56,6 +56,14 @@ def test_an_instance_that_is_still_ready_was_in_use_until_the_functions_last_use
     assert [v.at - BEGIN for v in result.visits] == [250.0, 400.0, 420.0]
 
 
+def test_a_last_use_by_the_request_that_waited_is_no_other_request() -> None:
+    waited = a_decision(20.0, "waited", queued_ms=12_000, took_ms=15_000, status=200)
+
+    result = past(ready(17.0), waited, a_decision(30.5, "evicted", victim={"in_flight": 0, "idle_s": 10.0}))
+
+    assert result.visits == [Visit(BEGIN + 5.0, "f", 3.0)]
+
+
 def test_a_request_that_was_refused_counts_as_not_served() -> None:
     result = past(a_decision(50.0, "not_served", queued_ms=8000, took_ms=8000, status=503))
 

@@ -1,9 +1,11 @@
 """What the decisions of a time say about it: what was requested and when, what starts took, and what came of it.
 
 Requests to a ready instance leave no decision. An instance that stayed ready was in use at least once in every
-`idle_after_s`, so its use is taken as requests at half that interval, from its start to its last use.
+`idle_after_s`, so its use is taken as requests at half that interval, from its start to its last use. A use during a
+request that waited is that request.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +19,8 @@ from cortex.router.decision_log import RouterDecision
 BEFORE_THE_WORKER = frozenset({"fetching", "placing"})
 """Phases of a start in which no worker runs yet."""
 LONGEST_STEP_S = 600.0
+SAME_S = 1.0
+"""A last use so soon after the end of a request is that request's."""
 ENDS = frozenset(
     {DecisionKind.DRAINING, DecisionKind.STOPPED, DecisionKind.EXITED, DecisionKind.FAILED}
     | {DecisionKind.EVICTED, DecisionKind.CLOSED}
@@ -87,6 +91,9 @@ def read_past(
     """Read the decisions of a time. `idle_after_s` and `last_used` are of functions."""
     inside = sorted((d for d in decisions if begin <= d.at <= end and d.function), key=lambda d: d.at)
     past = Past(begin=begin, end=end)
+    uses: list[Visit] = []
+    spans: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    """By function, from when to when there was a request that waited and was served."""
     ready: dict[str, tuple[str, float]] = {}
     """Function of each ready instance, and since when."""
     ended: set[str] = set()
@@ -102,7 +109,10 @@ def read_past(
             case DecisionKind.DRAIN_CANCELLED | DecisionKind.ADOPTED:
                 ready.setdefault(decision.instance, (decision.function, decision.at))
             case RouterDecision.WAITED | RouterDecision.NOT_SERVED:
-                past.visits.append(_visit(decision, tally))
+                visit = _visit(decision, tally)
+                past.visits.append(visit)
+                if decision.what == RouterDecision.WAITED:
+                    spans[decision.function].append((visit.at, decision.at + SAME_S))
             case what if what in ENDS:
                 tally.evictions += what in EVICTIONS
                 if (
@@ -116,10 +126,11 @@ def read_past(
                     function, since = ready.pop(decision.instance)
                     ended.add(decision.instance)
                     until = max(since, decision.at - _idle_s(decision))
-                    past.visits += _uses(function, since, until, idle_after_s(function))
+                    uses += _uses(function, since, until, idle_after_s(function))
     for function, since in ready.values():
         until = min(end, max(since, last_used.get(function, since)))
-        past.visits += _uses(function, since, until, idle_after_s(function))
+        uses += _uses(function, since, until, idle_after_s(function))
+    past.visits += (u for u in uses if not any(since <= u.at <= until for since, until in spans[u.function]))
     past.visits.sort(key=lambda v: v.at)
     past.carried = tuple(sorted(carried))
     return past
