@@ -189,6 +189,7 @@ def async_client(url: str, timeout_s: float, generation: Generation) -> redis.as
         "socket_connect_timeout": timeout_s,
         "retry": AsyncRetry(NoBackoff(), 1),
         "client_name": "cortex",
+        "lib_version": redis.__version__,  # redis-py reads its metadata from disk for each connection otherwise
     }
     if is_sentinel(url):
         address = sentinels(url)

@@ -154,6 +154,10 @@ class FleetView:
             if host in self.fleet.hosts and (instance.state is State.READY or instance.is_coming)
         ]
 
+    def by_host(self, function: str) -> Mapping[str, tuple[Instance, ...]]:
+        """Return a function's instances by host, also of silent hosts."""
+        return self._index.of(function)
+
     def is_closing(self, instance: str) -> bool:
         """Whether an instance takes no new requests because it is another function's turn."""
         entry = self.instance(instance)

@@ -87,28 +87,42 @@ class HostOrder:
 
 
 def hosts_to_ask(
-    need: Need, function: Function, fleet: Fleet, use: Use, now: float, exclude: Collection[str] = ()
+    need: Need,
+    function: Function,
+    fleet: Fleet,
+    use: Use,
+    now: float,
+    exclude: Collection[str] = (),
+    present: Mapping[str, Sequence[Instance]] | None = None,
 ) -> HostOrder:
     """Return the hosts that may run a function, best first. An estimate: the agent decides.
 
     In order: hosts with an instance of it that is not in `exclude`, which may already serve, or leaves only to come
     back; hosts with one that is parked, asleep before frozen, or that is being parked; hosts it is pinned on, hosts
     with its weights, room without eviction, the fewest evictions, possible room later, and the name. Hosts on which it
-    can never run, and cordoned ones, are left out.
+    can never run, and cordoned ones, are left out. `present` has the function's instances by host, where a caller knows
+    them.
     """
-    return HostOrder(_in_order(need, function, fleet, use, now, exclude))
+    return HostOrder(_in_order(need, function, fleet, use, now, exclude, present))
 
 
 def _in_order(
-    need: Need, function: Function, fleet: Fleet, use: Use, now: float, exclude: Collection[str]
+    need: Need,
+    function: Function,
+    fleet: Fleet,
+    use: Use,
+    now: float,
+    exclude: Collection[str],
+    present: Mapping[str, Sequence[Instance]] | None,
 ) -> Iterator[str]:
     groups: dict[tuple[bool, int, bool, bool], list[HostRecord]] = {}
     rev = revision(function)
     for host in fleet.hosts.values():
         if host.name in fleet.cordoned:
             continue
-        same = [i for i in host.instances if i.function == function.id and i.revision == rev and i.id not in exclude]
         has_one, returns = False, _NO_RETURN
+        there = host.instances if present is None else present.get(host.name)
+        same = there and [i for i in there if (i.function, i.revision) == (function.id, rev) and i.id not in exclude]
         if same:
             has_one = any(i.state is State.READY or i.is_coming or i.comes_back for i in same)
             returns = min(_RETURNS.get(i.state, _NO_RETURN) for i in same)
@@ -133,7 +147,8 @@ def candidates(need: Need, order: HostOrder, fleet: Fleet, use: Use, now: float)
     """Return the estimates for the first hosts of an order, then for hosts that are not in it, `MOST_LISTED` in all:
     the evictions, or why the function does not fit."""
     first = order.first(MOST_LISTED)
-    never = sorted(fleet.hosts.keys() - set(first))[: MOST_LISTED - len(first)]  # the order ends before them
+    left = MOST_LISTED - len(first)
+    never = sorted(fleet.hosts.keys() - set(first))[:left] if left else []  # the order ends before them
     return [_estimate(need, fleet.hosts[name], fleet, use, now) for name in (*first, *never) if name in fleet.hosts]
 
 

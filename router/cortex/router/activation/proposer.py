@@ -66,7 +66,8 @@ class Proposer:
         function_need = need(function, None)
         fleet = self._view.fleet
         usage = use(fleet)
-        hosts = hosts_to_ask(function_need, function, fleet, usage, self._now(), request.beside)
+        present = self._view.by_host(function.id)
+        hosts = hosts_to_ask(function_need, function, fleet, usage, self._now(), request.beside, present)
         order = HostOrder(self._slow_last(hosts))
         has_choice = len(order.first(2)) > 1
         refusals: dict[str, Rejected] = {}
