@@ -1,5 +1,6 @@
 """Runs many seeds over all cores, and adds up what happened."""
 
+import contextlib
 import gc
 import multiprocessing
 import signal
@@ -133,7 +134,20 @@ def _pool(processes: int) -> Any:
 def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the pool
     gc.freeze()  # what is imported stays
-    gc.disable()  # collect between runs only, where it costs least
+    gc.disable()
+
+
+@contextlib.contextmanager
+def collecting_between_runs() -> Iterator[None]:
+    """Collect garbage between runs only, where it costs least."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def _report(text: str) -> None:

@@ -123,7 +123,7 @@ def scenario(seed: int, *, active_s: float = 14.0) -> Scenario:
     A run of at most `SHORT_S` ends soon afterwards, at rest or not.
     """
     rests = active_s > SHORT_S
-    settle_s = SETTLE_S if rests else 2 * SHORT_S
+    settle_s = SETTLE_S if rests else SHORT_S
     random = Random(seed)
     machines = _machines(random)
     has_old_record = active_s >= LEAST_FOR_AN_OLD_RECORD_S and random.random() < 0.3

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.simulation.__main__ import ACTIVE_S, WITHIN, main
-from tests.simulation.batch import run_one
+from tests.simulation.batch import collecting_between_runs, run_one
 from tests.simulation.run import Result, simulate
 from tests.simulation.scenario import Scenario, scenario
 from tests.simulation.shrink import shrink
@@ -39,7 +39,8 @@ BREAKS = {
 
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_two_hundred_short_seeds_hold_every_invariant(group: int) -> None:
-    results = [run_one((seed, SHORT_S, "")) for seed in range(group, SEEDS, GROUPS)]
+    with collecting_between_runs():
+        results = [run_one((seed, SHORT_S, "")) for seed in range(group, SEEDS, GROUPS)]
 
     assert [
         f"just simulate --seed {r.seed} --active-s {SHORT_S:g}: {r.violation}" for r in results if r.violation
