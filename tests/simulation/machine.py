@@ -277,6 +277,14 @@ class System:
             return LocalWeights("", 0)
         return LocalWeights(f"/simulated/{function.id}", 1000) if function.id in hub.stored else None
 
+    async def opens(self, url: str, within_s: float) -> bool:
+        """Return whether a worker's port accepts connections within a time, as soon as it does."""
+        machine = self.here()
+        worker = machine.at(int(url.rpartition(":")[2]))
+        left_s = worker.ready_at - machine.loop.time() if worker is not None else within_s
+        await asyncio.sleep(min(within_s, max(0.0, left_s)))
+        return worker is not None and worker.ready
+
     def bindable(self, _: str, port: int) -> int:
         """Return the port if no worker listens on it."""
         return 0 if self.here().at(port) is not None else port

@@ -316,6 +316,7 @@ def substitutions(
         (monitor, "process", system),
         (monitor, "log_files", system),
         (supervisor, "process", system),
+        (supervisor, "opens", system.opens),
         (supervisor, "termination", system),
         (supervisor, "cgroup", system),
         (remains, "process", system),

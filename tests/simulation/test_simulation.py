@@ -20,20 +20,20 @@ GROUPS = 8
 SEEDS = 200
 FOUND_BY = {
     "no reading under the claim": 163,
-    "drain without acknowledgement": 48,
+    "drain without acknowledgement": 67,
     "stale record trusted": 185,
     "start without a record": 242,
     "lost effect": 5,
-    "sleepers hold nothing": 25,
+    "sleepers hold nothing": 51,
 }
 """The smallest seed that finds each variant, and so the first that is tried."""
 BREAKS = {
-    "no reading under the claim": "no start beside a listed instance",
-    "drain without acknowledgement": "nothing in flight is cut",
-    "stale record trusted": "no answer by another model",
-    "start without a record": "an accepted start is recorded",
-    "lost effect": "every effect is carried out",
-    "sleepers hold nothing": "device memory is never over its budget",
+    "no reading under the claim": ("no start beside a listed instance",),
+    "drain without acknowledgement": ("nothing in flight is cut", "no request reaches a parked worker"),
+    "stale record trusted": ("no answer by another model",),
+    "start without a record": ("an accepted start is recorded",),
+    "lost effect": ("every effect is carried out",),
+    "sleepers hold nothing": ("device memory is never over its budget",),
 }
 
 
@@ -45,7 +45,7 @@ def test_two_hundred_short_seeds_hold_every_invariant(group: int) -> None:
     assert [
         f"just simulate --seed {r.seed} --active-s {SHORT_S:g}: {r.violation}" for r in results if r.violation
     ] == []
-    assert sum(r.outcomes.get("served", 0) + r.outcomes.get("served cold", 0) for r in results) > 50
+    assert sum(r.outcomes.get("served", 0) + r.outcomes.get("served cold", 0) for r in results) > SEEDS / GROUPS
     assert sum(sum(r.faults.values()) for r in results) > 20
 
 
@@ -78,7 +78,7 @@ def test_a_broken_variant_breaks_its_invariant_within_five_hundred_seeds(
     first = FOUND_BY[variant]
     seeds = [first, *(s for s in range(WITHIN) if s != first)]
     results = (run_one((seed, ACTIVE_S, variant)) for seed in seeds)
-    record = next((r for r in results if r.invariant == BREAKS[variant]), None)
+    record = next((r for r in results if r.invariant in BREAKS[variant]), None)
 
     assert record is not None
     if record.seed != first:
