@@ -17,7 +17,7 @@ VALUES = {
     "cortex.platform.settings",
     "cortex.platform.serving.address",
     "cortex.platform.host.engines",
-    "cortex.router.request.request_record",
+    "cortex.router.request_record",
 }
 """Modules that do I/O or read the clock, and from which pure modules take structs or pure functions alone."""
 

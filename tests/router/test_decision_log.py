@@ -5,7 +5,7 @@ from msgspec.structs import replace
 from cortex.platform.fleet import Fleet, Use
 from cortex.router.activation.load_balancing import candidates, hosts_to_ask
 from cortex.router.decision_log import MOST_A_SECOND, DecisionLog, RouterDecision
-from tests.router.request.test_request_record import a_finished
+from tests.router.test_request_record import a_finished
 from tests.support.factories import a_device, a_function, a_host, a_need, an_instance
 
 

@@ -10,7 +10,7 @@ from cortex.platform.agent.device_meter import DeviceMeter
 from cortex.platform.record import DeviceUse, HostRecord, RouterReport
 from cortex.platform.usage import Place, split
 from cortex.router.device_use import DeviceUses
-from cortex.router.request.request_record import RequestRecord
+from cortex.router.request_record import RequestRecord
 from tests.support.factories import a_device, a_host, an_instance
 
 

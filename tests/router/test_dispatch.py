@@ -12,8 +12,8 @@ from cortex.router.access.audit import AuditLog
 from cortex.router.access.cross_origin import CrossOrigin
 from cortex.router.dispatch import Dispatcher
 from cortex.router.errors import NoKey, QueueFull
+from cortex.router.http_answer import Client
 from cortex.router.rejections import Rejections
-from cortex.router.request.http_answer import Client
 from cortex.router.request.incoming import ClientLeft, Incoming
 from tests.support.incoming import ReadingClient, with_client
 

@@ -7,7 +7,7 @@ import pytest
 
 from cortex.router import errors
 from cortex.router.dialects.core.errors import BadRequest, Dialect, DialectError, Kind, RequestError
-from cortex.router.request.http_answer import error_answer
+from cortex.router.http_answer import error_answer
 
 
 def below(error: type[RequestError]) -> set[type[RequestError]]:

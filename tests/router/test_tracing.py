@@ -12,7 +12,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from cortex.platform.settings import Settings
 from cortex.platform.settings import Tracing as TracingSettings
 from cortex.router.tracing import OtlpTracing, PassThroughTracing, trace_headers, tracing
-from tests.router.request.test_request_record import a_finished, a_request_record
+from tests.router.test_request_record import a_finished, a_request_record
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 HEADER = f"00-{TRACE}-{PARENT}-01".encode()

@@ -11,7 +11,7 @@ from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.usage import Row, Sums
 from cortex.platform.usage_record import Batch, UsageRecord
 from cortex.router import usage
-from cortex.router.request.request_record import RequestRecord
+from cortex.router.request_record import RequestRecord
 from cortex.router.usage import UsageCounts
 from tests.support.stack import own_redis
 

@@ -22,9 +22,9 @@ from cortex.router.app import create_app
 from cortex.router.dialects.chat.stream import ChatStream, Reply
 from cortex.router.dialects.core import chunks
 from cortex.router.request.relay import Relay
-from cortex.router.request.request_record import RequestRecord
 from cortex.router.request.worker_connections import WorkerConnection
 from cortex.router.request.worker_response import WorkerResponse
+from cortex.router.request_record import RequestRecord
 from tests.bench import servers
 from tests.bench.__main__ import Bench
 from tests.support.incoming import ReadingClient

@@ -37,6 +37,7 @@ from cortex.router import start_history
 from cortex.router.activation import agents as agents_module
 from cortex.router.activation.activator import Activator
 from cortex.router.activation.agents import Agents
+from cortex.router.activation.probe import Probe
 from cortex.router.activation.proposer import Proposer
 from cortex.router.background import COUNT_S, Reporter, Sweeper, probe_silent_hosts
 from cortex.router.decision_log import DecisionLog
@@ -49,10 +50,9 @@ from cortex.router.request.admission import Admission
 from cortex.router.request.context_restores import ContextRestores
 from cortex.router.request.deaths import Deaths
 from cortex.router.request.exchange import Exchanges
-from cortex.router.request.probe import Probe
 from cortex.router.request.prompt_cache import SlotTable
-from cortex.router.request.request_record import RequestRecords, each
 from cortex.router.request.substitutes import Substitutes
+from cortex.router.request_record import RequestRecords, each
 from cortex.router.tracing import PassThroughTracing
 from tests.simulation import driver
 from tests.simulation.agent_http import Transport

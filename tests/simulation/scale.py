@@ -28,6 +28,7 @@ from cortex.platform.record import Device, HostRecord, Instance
 from cortex.platform.registry import Registry
 from cortex.router.activation.activator import Activator
 from cortex.router.activation.agents import Agents
+from cortex.router.activation.probe import Pulse
 from cortex.router.activation.proposer import Proposer
 from cortex.router.app import COLLECT_AFTER
 from cortex.router.errors import RequestError
@@ -36,7 +37,6 @@ from cortex.router.live_catalogue import Target
 from cortex.router.model_listing import Placed, entry, listing
 from cortex.router.overview.functions import function_views
 from cortex.router.overview.snapshot import FleetSnapshot, Index
-from cortex.router.request.probe import Pulse
 from cortex.router.routes import long_lists
 from tests.support.stack import own_redis
 from tests.support.stalls import held

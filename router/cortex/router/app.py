@@ -41,6 +41,7 @@ from cortex.router.access.rate_limits import RateLimiter
 from cortex.router.access.sessions import Sessions
 from cortex.router.activation.activator import Activator
 from cortex.router.activation.agents import Agents
+from cortex.router.activation.probe import Probe
 from cortex.router.activation.proposer import Proposer
 from cortex.router.api_types import Health
 from cortex.router.background import Counting, Reporter, Sweeper, probe_silent_hosts
@@ -69,14 +70,13 @@ from cortex.router.request.context_restores import ContextRestores
 from cortex.router.request.deaths import Deaths
 from cortex.router.request.exchange import Exchanges
 from cortex.router.request.intake import Intake
-from cortex.router.request.probe import Probe
 from cortex.router.request.prompt_cache import CacheSalts, SlotTable
 from cortex.router.request.remote_images import RemoteImages
-from cortex.router.request.request_record import RequestRecords, each, final
 from cortex.router.request.stored_responses import StoredResponses
 from cortex.router.request.substitutes import Substitutes
 from cortex.router.request.upload import Uploads
 from cortex.router.request.upstream import Upstream
+from cortex.router.request_record import RequestRecords, each, final
 from cortex.router.routes import (
     admin,
     audit,

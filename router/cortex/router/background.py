@@ -22,6 +22,7 @@ from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.serving import systemd
 from cortex.router.activation.activator import Activator
 from cortex.router.activation.agents import Agents, AgentUnavailable
+from cortex.router.activation.probe import Probe, Pulse
 from cortex.router.activation.scaling import Cause, Scaling
 from cortex.router.decision_log import DecisionLog
 from cortex.router.errors import RequestError
@@ -30,7 +31,6 @@ from cortex.router.live_catalogue import LiveCatalogue
 from cortex.router.metrics.request_metrics import RequestMetrics
 from cortex.router.metrics.worker_counts import CountsFile
 from cortex.router.request.open_requests import OpenRequests
-from cortex.router.request.probe import Probe, Pulse
 from cortex.router.request.prompt_cache import SlotTable
 from cortex.router.shutdown import stopping
 

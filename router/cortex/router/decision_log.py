@@ -10,7 +10,7 @@ from collections import deque
 from typing import Any
 
 from cortex.platform.decisions import DecisionRecord
-from cortex.router.request.request_record import RequestRecord
+from cortex.router.request_record import RequestRecord
 
 MOST_A_SECOND = 20
 MOST_BUFFERED = 1000

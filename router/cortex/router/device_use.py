@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from cortex.platform.record import DeviceUse, HostRecord
 from cortex.platform.usage import Place, split
-from cortex.router.request.request_record import RequestRecord
+from cortex.router.request_record import RequestRecord
 
 MOST_AGENTS = 1024
 """Agents whose totals are remembered: each restart of an agent makes one more."""

@@ -17,8 +17,8 @@ from cortex.router.access.auth import AuthGuard
 from cortex.router.access.cross_origin import CrossOrigin
 from cortex.router.dialects import engine
 from cortex.router.errors import RequestError
+from cortex.router.http_answer import Answering
 from cortex.router.rejections import CLIENT_API, Rejections, fault_of, internal_error, send_whole, wrong_method
-from cortex.router.request.http_answer import Answering
 from cortex.router.request.incoming import ClientLeft, Incoming
 
 Handler = Callable[[Incoming], Awaitable[Answering]]

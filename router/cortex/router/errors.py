@@ -47,7 +47,7 @@ RequestError
 └── Cancelled           an operator cancelled the request
 
 RequestError and the branch that dialects raise are in `dialects/core/errors.py`, beside the table of statuses;
-`request/http_answer.py` writes errors to the client.
+`http_answer.py` writes errors to the client.
 """
 
 from collections.abc import Iterable, Sequence

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from cortex.functions.capabilities import ModelProfile
 from cortex.functions.lifecycle import State
 from cortex.platform.record import HostRecord, Instance
-from cortex.router.request.model_traits import known_models
+from cortex.router.model_traits import known_models
 
 
 class InstanceIndex:

@@ -12,7 +12,7 @@ from cortex.functions.servers import server_of
 from cortex.functions.spec import Function
 from cortex.platform.record import Instance
 from cortex.router.dialects.models import Card
-from cortex.router.request.model_traits import calls_tools, effort, sees, vision, window_of
+from cortex.router.model_traits import calls_tools, effort, sees, vision, window_of
 
 
 def abilities(function: Function, profile: ModelProfile | None, ready: Sequence[Instance]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from cortex.platform.fleet import Fleet
 from cortex.platform.record import Failure, HostRecord, Instance
 from cortex.platform.scheduling.placement import Need, misfit, need
 from cortex.router.model_description import abilities
-from cortex.router.request.model_traits import known_models
+from cortex.router.model_traits import known_models
 
 OWNER = "cortex"
 MOST_HOSTS = 100

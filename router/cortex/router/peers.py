@@ -19,7 +19,7 @@ from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.router.api_types import RequestSummary
 from cortex.router.fleet_view import FleetView
 from cortex.router.metrics.traffic import Bucket, Traffic, merge
-from cortex.router.request.request_record import RequestRecords, summary
+from cortex.router.request_record import RequestRecords, summary
 
 PATIENCE_S = 2.0
 FRESH_S = 1.0

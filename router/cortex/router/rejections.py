@@ -17,8 +17,8 @@ from cortex.router.dialects.core.errors import Dialect, Fault, Kind
 from cortex.router.dialects.engine import PATHS
 from cortex.router.dialects.media import PATHS as MEDIA_PATHS
 from cortex.router.errors import RequestError
+from cortex.router.http_answer import Headers, Whole, error_answer
 from cortex.router.metrics.request_metrics import RequestMetrics
-from cortex.router.request.http_answer import Headers, Whole, error_answer
 from cortex.router.request.incoming import request_id
 
 log = structlog.get_logger()

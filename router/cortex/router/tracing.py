@@ -13,7 +13,7 @@ from typing import Protocol
 import structlog
 
 from cortex.platform.settings import Settings
-from cortex.router.request.request_record import RequestRecord
+from cortex.router.request_record import RequestRecord
 
 log = structlog.get_logger()
 

@@ -17,7 +17,7 @@ from cortex.platform.record import DeviceUse
 from cortex.platform.registry import RecordUnavailable
 from cortex.platform.usage import DAY_S, HOUR_S, OTHER, Place, Row, Sums, cost_nano_usd
 from cortex.platform.usage_record import AT_ONCE, Batch, UsageRecord
-from cortex.router.request.request_record import RequestRecord
+from cortex.router.request_record import RequestRecord
 
 WRITE_S = 5.0
 MOST_ROWS = 20_000

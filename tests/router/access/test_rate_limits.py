@@ -12,8 +12,8 @@ from cortex.platform.registry import Registry
 from cortex.router.access.rate_limits import COVER, RateLimiter, Share, over_limits_message, rate_headers, used
 from cortex.router.errors import OverLimits, TooManyAnswers
 from cortex.router.fleet_view import FleetView
-from cortex.router.request.http_answer import Client
-from cortex.router.request.request_record import RequestRecord
+from cortex.router.http_answer import Client
+from cortex.router.request_record import RequestRecord
 from tests.support.stack import own_redis
 
 VERDICT = Verdict(requests_left=3, tokens_left=400, requests_full_s=1.5, tokens_full_s=30)

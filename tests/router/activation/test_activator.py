@@ -20,11 +20,11 @@ from cortex.platform.scheduling.failures import Failures, Incident, evidence_in
 from cortex.platform.scheduling.placement import When
 from cortex.router.activation.activator import CLAIM_S, Activator
 from cortex.router.activation.agents import TIMEOUT_S, Agents, AgentUnavailable
+from cortex.router.activation.probe import Pulse
 from cortex.router.activation.proposer import Proposer
 from cortex.router.errors import NoCapacity, NotReadyInTime, StartFailed
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import Target
-from cortex.router.request.probe import Pulse
 from tests.support.factories import a_function, a_host, an_instance
 
 FUNCTION = a_function()

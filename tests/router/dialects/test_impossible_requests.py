@@ -10,7 +10,7 @@ from cortex.router.dialects import embeddings
 from cortex.router.dialects.core.errors import BadRequest, Kind, in_client_terms
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.core.worker_errors import fault_from_worker
-from cortex.router.request.model_traits import PASSED_ON, Running, traits
+from cortex.router.model_traits import PASSED_ON, Running, traits
 from tests.router.dialects.request_builders import (
     body_of,
     chat_request,

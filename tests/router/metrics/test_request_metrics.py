@@ -7,7 +7,7 @@ from cortex.platform.in_flight import InFlight
 from cortex.platform.registry import Registry
 from cortex.router.fleet_view import FleetView
 from cortex.router.metrics.request_metrics import RequestMetrics
-from cortex.router.request.request_record import RequestRecord
+from cortex.router.request_record import RequestRecord
 
 
 def counts(function: str, fault: str) -> dict[str, float]:

@@ -7,7 +7,7 @@ import pytest
 
 from cortex.router.dialects.core.errors import Kind
 from cortex.router.request.attendance import attend
-from cortex.router.request.request_record import RequestRecord
+from cortex.router.request_record import RequestRecord
 from tests.support.incoming import ReadingClient
 
 

@@ -12,7 +12,7 @@ from cortex.router.fleet_view import FleetView
 from cortex.router.request.context_restores import ContextRestores
 from cortex.router.request.conversation_chain import chain_of, mark_of
 from cortex.router.request.prompt_cache import Seat, SlotTable
-from cortex.router.request.request_record import RequestRecord
+from cortex.router.request_record import RequestRecord
 from tests.support.factories import a_function, a_host, a_saved_context, an_instance
 
 MINE, THEIRS = "salt of mine", "salt of theirs"

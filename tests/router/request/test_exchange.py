@@ -26,6 +26,7 @@ from cortex.platform.scheduling.placement import When
 from cortex.router.activation.activator import Activator
 from cortex.router.activation.agents import Agents
 from cortex.router.activation.load_balancing import choose
+from cortex.router.activation.probe import Pulse
 from cortex.router.activation.proposer import Proposer
 from cortex.router.decision_log import DecisionLog
 from cortex.router.dialects.chat import stream as chat_stream
@@ -39,12 +40,11 @@ from cortex.router.request.call import Call
 from cortex.router.request.context_restores import ContextRestores
 from cortex.router.request.deaths import Deaths
 from cortex.router.request.exchange import Exchange, Exchanges
-from cortex.router.request.probe import Pulse
 from cortex.router.request.prompt_cache import SlotTable
-from cortex.router.request.request_record import RequestRecord, RequestRecords
 from cortex.router.request.substitutes import Conversation, Substitutes
 from cortex.router.request.substitutes import Stage as Turn
 from cortex.router.request.upstream import Answer, Broken, EngineFailed, Upstream
+from cortex.router.request_record import RequestRecord, RequestRecords
 from cortex.router.tracing import Tracing
 from tests.support.catalogues import aliases, entry, fake
 from tests.support.factories import a_host, an_instance

@@ -6,8 +6,8 @@ import time
 import pytest
 
 from cortex.router.request.open_requests import WORTH_REPORTING_S, OpenRequests
-from cortex.router.request.request_record import RequestRecord
 from cortex.router.request.upstream import Broken
+from cortex.router.request_record import RequestRecord
 
 LATER_S = 1000.0
 """Far enough in the future that every silence is worth reporting."""

@@ -12,8 +12,8 @@ from cortex.platform.response_record import MOST_TURNS, ResponseRecord
 from cortex.router.dialects.core.errors import BadRequest
 from cortex.router.dialects.responses.stored import State
 from cortex.router.errors import KeyHoldsTooMuch, ResponseNotFound, TooManyRuns
+from cortex.router.http_answer import Client
 from cortex.router.request import stored_responses
-from cortex.router.request.http_answer import Client
 from cortex.router.request.intake import Body, Intake
 from cortex.router.request.stored_responses import MOST_RUNS, Detached, Keeper, Plan, StoredResponses, _Run
 from tests.support.incoming import ReadingClient

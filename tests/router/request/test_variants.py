@@ -21,11 +21,11 @@ from cortex.router.dialects.dialect import read_request
 from cortex.router.errors import FunctionNotFound, QueueFull
 from cortex.router.live_catalogue import LiveCatalogue, Target
 from cortex.router.model_listing import listing
+from cortex.router.model_traits import TraitsCache
 from cortex.router.overview.functions import function_views
 from cortex.router.overview.snapshot import FleetSnapshot, Index
 from cortex.router.request.adapters import with_adapter
 from cortex.router.request.admission import Admission
-from cortex.router.request.model_traits import TraitsCache
 from tests.router.dialects.examples import examples
 from tests.router.request.test_admission import Request, an_admission
 from tests.support.catalogues import entry, fake

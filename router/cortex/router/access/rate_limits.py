@@ -25,8 +25,8 @@ from cortex.router.dialects.core.errors import Dialect
 from cortex.router.dialects.media import PATHS
 from cortex.router.errors import OverLimits, TooManyAnswers
 from cortex.router.fleet_view import FleetView
-from cortex.router.request.http_answer import Answering, Client, PassingClient
-from cortex.router.request.request_record import RequestRecord
+from cortex.router.http_answer import Answering, Client, PassingClient
+from cortex.router.request_record import RequestRecord
 
 log = structlog.get_logger()
 Headers = list[tuple[bytes, bytes]]

@@ -28,6 +28,7 @@ from cortex.platform.in_flight import InFlight
 from cortex.platform.record import FailureKind, Instance
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.router.activation.agents import TIMEOUT_S
+from cortex.router.activation.probe import Pulse
 from cortex.router.activation.proposer import RETRY_AFTER_S, AnswerLost, Proposer
 from cortex.router.activation.waits import waits
 from cortex.router.errors import (
@@ -41,7 +42,6 @@ from cortex.router.errors import (
 )
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import Target
-from cortex.router.request.probe import Pulse
 
 log = structlog.get_logger()
 

@@ -11,7 +11,7 @@ from cortex.platform.meter import Count, Meter, Snapshot
 from cortex.platform.record import DeviceUse
 from cortex.platform.usage import Place
 from cortex.router.fleet_view import FleetView
-from cortex.router.request.request_record import COUNT_TOKENS, RequestRecord
+from cortex.router.request_record import COUNT_TOKENS, RequestRecord
 
 NOWHERE = "none"
 

@@ -10,7 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cortex.router.metrics import latency
-from cortex.router.request.request_record import COUNT_TOKENS, RequestRecord
+from cortex.router.request_record import COUNT_TOKENS, RequestRecord
 
 BUCKET_S = 10
 HOUR = 360

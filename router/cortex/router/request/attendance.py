@@ -5,8 +5,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from cortex.router.dialects.core.errors import Kind
-from cortex.router.request.http_answer import Client
-from cortex.router.request.request_record import RequestRecord
+from cortex.router.http_answer import Client
+from cortex.router.request_record import RequestRecord
 
 Work = asyncio.Task[None]
 

@@ -18,7 +18,7 @@ from cortex.router.activation.agents import AgentRefused, Agents, AgentUnavailab
 from cortex.router.fleet_view import FleetView
 from cortex.router.request.conversation_chain import Chain, chain_of, mark_of, marks
 from cortex.router.request.prompt_cache import SlotTable, seated
-from cortex.router.request.request_record import RequestRecord
+from cortex.router.request_record import RequestRecord
 
 log = structlog.get_logger()
 

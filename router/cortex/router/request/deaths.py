@@ -19,11 +19,11 @@ from cortex.functions.lifecycle import State
 from cortex.platform.cancel import cancelled
 from cortex.platform.record import Death, Instance
 from cortex.platform.registry import RecordUnavailable, Registry
+from cortex.router.activation.probe import Pulse
 from cortex.router.decision_log import DecisionLog, RouterDecision
 from cortex.router.errors import Suspected
 from cortex.router.fleet_view import FleetView
 from cortex.router.request.open_requests import OpenRequests
-from cortex.router.request.probe import Pulse
 from cortex.router.request.suspects import REFUSED_S, Fingerprint, Suspects
 from cortex.router.request.upstream import Broken, EngineFailed, NotReached, NotRead
 

@@ -28,6 +28,7 @@ from cortex.router.dialects.core.stream import EVENTS, Stream
 from cortex.router.dialects.core.worker_errors import BREAKDOWNS, engine_died, fault_from_error, fault_from_worker
 from cortex.router.errors import SEE_WHY, Cancelled, NotReadyInTime, RequestError, UpstreamBroke, UpstreamSilent
 from cortex.router.fleet_view import FleetView
+from cortex.router.http_answer import Client, error_answer, id_headers, json_answer
 from cortex.router.live_catalogue import LiveCatalogue, Target
 from cortex.router.request.adapters import AdapterLoads, check_adapter, with_adapter
 from cortex.router.request.admission import Admission, Ticket
@@ -37,13 +38,12 @@ from cortex.router.request.call import Call
 from cortex.router.request.capability_checks import check_tools
 from cortex.router.request.context_restores import ContextRestores
 from cortex.router.request.deaths import Deaths, End, may_replay
-from cortex.router.request.http_answer import Client, error_answer, id_headers, json_answer
 from cortex.router.request.prompt_cache import HiddenCounts, isolation, salted, seated, slots_to_seat
 from cortex.router.request.relay import Relay
-from cortex.router.request.request_record import RequestRecord, RequestRecords
 from cortex.router.request.substitutes import Conversation, Substitutes
 from cortex.router.request.suspects import Fingerprint, digest
 from cortex.router.request.upstream import Answer, Broken, EngineFailed, Upstream
+from cortex.router.request_record import RequestRecord, RequestRecords
 from cortex.router.tracing import Tracing
 
 Parse = Callable[[Target], Awaitable[Call]]

@@ -12,9 +12,9 @@ from typing import ParamSpec, TypeVar
 from cortex.router.dialects.core import lenient
 from cortex.router.dialects.core.errors import BadRequest, Kind
 from cortex.router.dialects.core.sizes import check_size
+from cortex.router.http_answer import Answering, Client
 from cortex.router.request.compression import Encoding, Unpacker, encoding_of
 from cortex.router.request.holdings import Holdings
-from cortex.router.request.http_answer import Answering, Client
 from cortex.router.request.incoming import Incoming
 
 SMALL = 64 * 1024

@@ -10,8 +10,8 @@ from collections.abc import Collection
 
 from cortex.platform.record import Silence
 from cortex.router.metrics import latency
-from cortex.router.request.request_record import RequestRecord
 from cortex.router.request.upstream import Broken
+from cortex.router.request_record import RequestRecord
 
 WORTH_REPORTING_S = 10.0
 """A shorter silence is normal."""

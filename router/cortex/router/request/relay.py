@@ -11,10 +11,10 @@ from cortex.router.dialects.core.errors import WorkerRefusal
 from cortex.router.dialects.core.stop_strings import StopCut
 from cortex.router.dialects.core.stream import Stream
 from cortex.router.dialects.core.worker_errors import engine_died, first_error
-from cortex.router.request.http_answer import Client
+from cortex.router.http_answer import Client
 from cortex.router.request.prompt_cache import HiddenCounts
-from cortex.router.request.request_record import RequestRecord
 from cortex.router.request.upstream import EngineFailed
+from cortex.router.request_record import RequestRecord
 
 
 class Relay:

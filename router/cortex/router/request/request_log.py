@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from cortex.platform import log
-from cortex.router.request.request_record import RequestRecord
+from cortex.router.request_record import RequestRecord
 
 
 def note(request_records: Sequence[RequestRecord]) -> None:

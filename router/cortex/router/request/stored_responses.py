@@ -33,7 +33,7 @@ from cortex.router.dialects.responses.answer import Failure, Status
 from cortex.router.dialects.responses.request import Reply
 from cortex.router.dialects.responses.stored import ENDS, Items, Recording, State, Stored
 from cortex.router.errors import RecordIsAway, RequestError, ResponseNotFound, TooManyRuns
-from cortex.router.request.http_answer import Answering, Client, PassingClient, json_answer
+from cortex.router.http_answer import Answering, Client, PassingClient, json_answer
 from cortex.router.request.incoming import Incoming, unique_id
 from cortex.router.request.intake import Body, Intake
 

@@ -8,9 +8,9 @@ from msgspec import Struct
 
 from cortex.functions.spec import Function
 from cortex.router.errors import Cancelled, RequestError, UpstreamSilent
+from cortex.router.http_answer import Client, error_answer, json_answer
 from cortex.router.request.attendance import Work, attend
-from cortex.router.request.http_answer import Client, error_answer, json_answer
-from cortex.router.request.request_record import RequestRecord, RequestRecords
+from cortex.router.request_record import RequestRecord, RequestRecords
 
 
 class Count(Struct, frozen=True):

@@ -20,8 +20,8 @@ from cortex.router.dialects.core.errors import BadRequest, Dialect, Kind
 from cortex.router.dialects.engine import named_in
 from cortex.router.dialects.media.form import Form, boundary_of
 from cortex.router.errors import NoDisk
+from cortex.router.http_answer import Answering, Client
 from cortex.router.request.holdings import Holdings
-from cortex.router.request.http_answer import Answering, Client
 from cortex.router.request.incoming import Incoming
 from cortex.router.request.suspects import EDGE
 

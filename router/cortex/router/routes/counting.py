@@ -8,10 +8,10 @@ from cortex.router.access.rate_limits import Share
 from cortex.router.activation.load_balancing import choose
 from cortex.router.dialects.core import limits
 from cortex.router.dialects.messages import request as messages
-from cortex.router.request.http_answer import Answering
+from cortex.router.http_answer import Answering
 from cortex.router.request.incoming import Incoming
-from cortex.router.request.request_record import COUNT_TOKENS, RequestRecord
 from cortex.router.request.token_count import Count, TokenCount
+from cortex.router.request_record import COUNT_TOKENS, RequestRecord
 from cortex.router.routes.reader import Reading
 
 

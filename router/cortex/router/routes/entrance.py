@@ -7,15 +7,15 @@ from cortex.platform.api_keys import Principal
 from cortex.router.access.rate_limits import RateLimiter, Share
 from cortex.router.dialects.core.errors import Dialect
 from cortex.router.errors import OverLimits
+from cortex.router.http_answer import Answering
 from cortex.router.live_catalogue import Target
 from cortex.router.request.call import Call
 from cortex.router.request.exchange import Exchange, Exchanges, Parse
-from cortex.router.request.http_answer import Answering
 from cortex.router.request.incoming import Incoming
 from cortex.router.request.intake import Intake, no_cover
-from cortex.router.request.request_record import RequestRecord
 from cortex.router.request.substitutes import Conversation
 from cortex.router.request.upload import Upload, Uploads
+from cortex.router.request_record import RequestRecord
 
 Reading = Callable[[bytes, Share], Awaitable[Answering]]
 FormReading = Callable[[Upload, Share], Awaitable[Answering]]

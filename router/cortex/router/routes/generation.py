@@ -13,11 +13,11 @@ from cortex.router.dialects.core.errors import Dialect
 from cortex.router.dialects.ollama import request as ollama
 from cortex.router.dialects.ollama.answer import Form, Ready
 from cortex.router.dialects.responses import request as responses
+from cortex.router.http_answer import Answering, json_answer
 from cortex.router.live_catalogue import Target
 from cortex.router.request.call import Call
 from cortex.router.request.capability_checks import check_dialect
 from cortex.router.request.context_window import fitting
-from cortex.router.request.http_answer import Answering, json_answer
 from cortex.router.request.incoming import Incoming, unique_id
 from cortex.router.request.stored_responses import Plan
 from cortex.router.request.substitutes import Conversation, conversation_of

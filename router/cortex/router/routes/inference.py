@@ -11,10 +11,10 @@ from cortex.router.dialects.ollama import embeddings as ollama_embeddings
 from cortex.router.dialects.ollama import request as ollama
 from cortex.router.dialects.ollama.answer import Form
 from cortex.router.dispatch import Handler
+from cortex.router.http_answer import Answering
 from cortex.router.live_catalogue import Target
 from cortex.router.request.call import Call
 from cortex.router.request.capability_checks import check_dialect, check_route
-from cortex.router.request.http_answer import Answering
 from cortex.router.request.incoming import Incoming
 from cortex.router.request.stored_responses import Plan, StoredResponses
 from cortex.router.routes.counting import count_tokens

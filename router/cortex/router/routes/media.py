@@ -13,10 +13,10 @@ from cortex.router.dialects.media import PATHS
 from cortex.router.dialects.media.answer import Reply
 from cortex.router.dialects.media.request import MediaRequest, read_images, read_speech
 from cortex.router.dispatch import Handler
+from cortex.router.http_answer import Answering
 from cortex.router.live_catalogue import Target
 from cortex.router.request.call import Call
 from cortex.router.request.capability_checks import check_dialect
-from cortex.router.request.http_answer import Answering
 from cortex.router.request.incoming import Incoming
 from cortex.router.request.upload import Upload
 from cortex.router.routes.entrance import Entrance

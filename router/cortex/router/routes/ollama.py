@@ -24,12 +24,12 @@ from cortex.router.dialects.ollama.models import Card, Named, Progress
 from cortex.router.dialects.ollama.stream import MEDIA_TYPE
 from cortex.router.dispatch import Handler
 from cortex.router.fleet_view import FleetView
+from cortex.router.http_answer import Answering, Client, id_headers, json_answer
 from cortex.router.live_catalogue import LiveCatalogue, Target
 from cortex.router.model_description import abilities, context_of
 from cortex.router.overview.functions import instance_reap_at
 from cortex.router.overview.snapshot import Index
 from cortex.router.overview.sources import Sources
-from cortex.router.request.http_answer import Answering, Client, id_headers, json_answer
 from cortex.router.request.incoming import Incoming
 from cortex.router.request.intake import Intake, no_cover
 

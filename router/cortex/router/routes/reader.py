@@ -14,12 +14,12 @@ from cortex.router.dialects.core import wire
 from cortex.router.dialects.core.errors import OLLAMA, Dialect
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.ollama.models import untagged
+from cortex.router.http_answer import Answering
 from cortex.router.live_catalogue import Target
+from cortex.router.model_traits import TraitsCache
 from cortex.router.request.call import Call
-from cortex.router.request.http_answer import Answering
 from cortex.router.request.incoming import Incoming
 from cortex.router.request.keep_alive import HEADER, keep_s
-from cortex.router.request.model_traits import TraitsCache
 from cortex.router.request.prompt_cache import CacheSalts
 from cortex.router.request.remote_images import RemoteImages
 from cortex.router.request.substitutes import Conversation

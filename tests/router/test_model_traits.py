@@ -16,7 +16,7 @@ from cortex.router.dialects.core.errors import BadRequest
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.model_description import card
 from cortex.router.model_listing import listing
-from cortex.router.request.model_traits import TraitsCache, known_models
+from cortex.router.model_traits import TraitsCache, known_models
 from tests.router.dialects.request_builders import (
     assistant,
     body_of,

@@ -8,8 +8,8 @@ import pytest
 from aiohttp import web
 
 from cortex.platform.keys import FleetToken, host_token, worker_key
-from cortex.router.request import probe as probing
-from cortex.router.request.probe import Probe, Pulse, judged
+from cortex.router.activation import probe as probing
+from cortex.router.activation.probe import Probe, Pulse, judged
 from tests.support.factories import HOST, an_instance
 from tests.support.stack import free_port
 

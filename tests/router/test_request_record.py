@@ -9,7 +9,7 @@ from cortex.platform.faults import Faults
 from cortex.router.api_types import Try
 from cortex.router.metrics import latency
 from cortex.router.metrics.traffic import BUCKET_S, HOUR, Traffic, merge
-from cortex.router.request.request_record import RECENT, RequestRecord, RequestRecords, each, final, summary
+from cortex.router.request_record import RECENT, RequestRecord, RequestRecords, each, final, summary
 
 
 def a_request_record(id: str = "req_1", *, function: str = "org/model", **noted: Any) -> RequestRecord:
