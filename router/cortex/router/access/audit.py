@@ -45,6 +45,7 @@ ACTIONS: dict[str, tuple[str, str]] = {
     "POST /admin/batches/{id}/cancel": ("batch cancel", "id"),
     "POST /admin/weights/remove": ("weights remove", "names"),
     "POST /admin/weights/fetch": ("weights fetch", "function"),
+    "POST /admin/contexts/remove": ("conversations remove", "ids"),
     "POST /admin/usage/forget": ("usage forget", "key"),
     "POST /admin/jobs/{job}/cancel": ("download cancel", "job"),
     "GET /admin/instances/{instance}/logs": ("log read", "instance"),
@@ -57,6 +58,7 @@ ACTIONS: dict[str, tuple[str, str]] = {
 DETAILS = (
     "now", "min", "max", "host", "instance", "run", "follow", "key", "scope", "functions", "rpm", "tpm", "concurrent",
     "priority", "group", "budget", "new_name", "expires_s", "overlap_s", "unused", "dry_run", "since",
+    "function", "all",
 )  # fmt: skip
 """The parameters that an entry records. The search text of a log is not among them."""
 NOTHING: tuple[object, ...] = (None, "", 0, False, [])
