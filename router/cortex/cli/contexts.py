@@ -16,7 +16,7 @@ _function = click.option("--function", default="", help="Only of this function."
 
 @click.group("kept")
 def contexts() -> None:
-    """Show the conversations that hosts have saved before a worker left (`keep_context`); remove them."""
+    """Show the conversations that hosts have saved; remove them."""
 
 
 @contexts.command("ls")

@@ -294,6 +294,22 @@ def test_a_full_start_that_lacks_memory_is_tried_again_later() -> None:
     assert states(scheduler) == {"one": State.READY, "one-f1": State.STARTING}
 
 
+def test_a_full_start_that_a_changed_catalogue_ends_is_followed_by_one_of_another_name() -> None:
+    scheduler = upgrading()
+    scheduler.apply_catalogue({F.id: replace(F, args=("--changed",))}, "changed", NOW + 1)
+    both = states(scheduler)
+    scheduler.apply_catalogue({F.id: F}, "as before", NOW + 2)
+    assert scheduler.ensure(F, HERE, "two", NOW + 2, waited_s=0.1) == Accepted("one", State.READY)
+    clear_away(scheduler, "one-f", NOW + 3)
+    moves_to = instance_of(scheduler).moves_to
+
+    report(scheduler, 10 * QUIET_S)
+
+    assert both == {"one": State.DRAINING, "one-f": State.STOPPING}
+    assert moves_to == ""
+    assert states(scheduler) == {"one": State.READY, "one-f1": State.STARTING}
+
+
 def test_a_full_start_whose_process_cannot_be_started_is_tried_again_later() -> None:
     scheduler = fast()
     report(scheduler, NOW)

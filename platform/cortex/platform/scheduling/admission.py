@@ -18,9 +18,20 @@ from cortex.platform.scheduling.ledger import placement_mb
 from cortex.platform.scheduling.placement import Need, NoRoom, Placement, When, need, place
 from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.saved_state import LocalWeights
-from cortex.platform.scheduling.start_modes import drop, end_spare, give_way, is_spare, without_spares
+from cortex.platform.scheduling.start_modes import end_spare, give_way, is_spare, without_spares
 from cortex.platform.scheduling.state import HostState
-from cortex.platform.scheduling.steps import abandon, close, decide, drain, fail, put, step, with_reason, without_reason
+from cortex.platform.scheduling.steps import (
+    abandon,
+    close,
+    decide,
+    drain,
+    drop,
+    fail,
+    put,
+    step,
+    with_reason,
+    without_reason,
+)
 from cortex.platform.scheduling.turns import Turn, Waiter, next_turn, reservation_id, with_reservations
 
 MORE_MEMORY = 1.5

@@ -14,7 +14,7 @@ from cortex.platform.scheduling.failures import Incident
 from cortex.platform.scheduling.ledger import Entry
 from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.state import HostState
-from cortex.platform.scheduling.steps import abandon, decide, put, stop
+from cortex.platform.scheduling.steps import abandon, decide, drop, predecessor, stop
 
 WORTH_S, WORTH_SHARE = 2.0, 1.25
 """A fast start has to save this many seconds, and a full one has to take this many times as long."""
@@ -131,19 +131,6 @@ def _is_fast_left(state: HostState, instance: Instance) -> bool:
 
 
 # Full starts beside the instances that they are to replace.
-
-
-def predecessor(state: HostState, instance: Instance) -> Instance | None:
-    """Return the instance that a full start is to replace, while that one serves; None for every other instance."""
-    before = state.instances.get(instance.replaces)
-    return before if before is not None and before.moves_to == instance.id else None
-
-
-def drop(state: HostState, instance: Instance) -> None:
-    """Let the instance that a full start was to replace stay."""
-    if (before := predecessor(state, instance)) is not None:
-        state.upgrades[before.id] = state.upgrades.get(before.id, 0) + 1
-        put(state, replace(before, moves_to=""))
 
 
 def is_spare(state: HostState, instance: Instance) -> bool:

@@ -149,8 +149,9 @@ def step(state: HostState, instance: Instance, taken: Step, now: float) -> Insta
 
 
 def put(state: HostState, instance: Instance) -> Instance:
-    """Replace an instance; one that is gone is removed."""
+    """Replace an instance; one that is gone is removed, and the one that it was to replace stays."""
     if instance.state is State.GONE:
+        drop(state, instance)
         for table in (
             state.instances, state.functions, state.weights, state.rehearsals, state.upgrades, state.adapter_failures,
         ):  # fmt: skip
@@ -158,6 +159,19 @@ def put(state: HostState, instance: Instance) -> Instance:
     else:
         state.instances[instance.id] = instance
     return instance
+
+
+def predecessor(state: HostState, instance: Instance) -> Instance | None:
+    """Return the instance that a full start is to replace, while that one serves; None for every other instance."""
+    before = state.instances.get(instance.replaces)
+    return before if before is not None and before.moves_to == instance.id else None
+
+
+def drop(state: HostState, instance: Instance) -> None:
+    """Let the instance that a full start was to replace stay."""
+    if (before := predecessor(state, instance)) is not None:
+        state.upgrades[before.id] = state.upgrades.get(before.id, 0) + 1
+        put(state, replace(before, moves_to=""))
 
 
 def phases_until(instance: Instance, now: float) -> dict[str, float]:

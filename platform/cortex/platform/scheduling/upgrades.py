@@ -16,9 +16,9 @@ from cortex.platform.scheduling.admission import admit, admit_or_fail, need_of, 
 from cortex.platform.scheduling.placement import Placement, misfit, need, place
 from cortex.platform.scheduling.reaping import reap_at
 from cortex.platform.scheduling.reasons import DecisionKind
-from cortex.platform.scheduling.start_modes import drop, measured_s, predecessor
+from cortex.platform.scheduling.start_modes import measured_s
 from cortex.platform.scheduling.state import MOVING, HostState
-from cortex.platform.scheduling.steps import decide, drain, put
+from cortex.platform.scheduling.steps import decide, drain, drop, predecessor, put
 
 QUIET_S = 10.0
 """An instance that was used less than this ago may be used again at any moment."""
