@@ -89,8 +89,8 @@ def _one(name: str, case: Case, scratch: Path, clients: Path, folder: Path, stac
     home = scratch / "homes" / "".join(c if c.isalnum() else "-" for c in name)
     home.mkdir(parents=True, exist_ok=True)
     if case.cold:
-        stack.cli("fn", "cool", case.model, "--now")
-        eventually(lambda: stack.state(case.model) == "cold", what=f"{case.model} to be cold")
+        stack.cli("fn", "cool", case.cold, "--now")
+        eventually(lambda: stack.state(case.cold) == "cold", what=f"{case.cold} to be cold")
     elif stack.state(case.model) == "cold":
         stack.cli("fn", "warm", case.model, "--wait")
     began = time.monotonic()

@@ -20,7 +20,8 @@ ENGINES = ("vllm", "llama")
 
 
 class Case(Struct, frozen=True):
-    """`files` are those files that the client's tools have to have left behind."""
+    """`files` are those files that the client's tools have to have left behind, `cold` a function that is cold at the
+    beginning."""
 
     name: str
     model: str
@@ -28,7 +29,7 @@ class Case(Struct, frozen=True):
     expect: str
     files: tuple[str, ...] = ()
     fails: bool = False
-    cold: bool = False
+    cold: str = ""
 
     def judge(self, output: str, failed: bool, folder: Path) -> str:
         """Say what is wrong with what came out; nothing when it is right."""
@@ -51,7 +52,9 @@ CASES = (
     ),
     Case("image", "image", "look at square.png", r"I have 1 results and 1 images"),
     Case("error", "error", "Say something.", r"The script says so", fails=True),
-    Case("cold start", "cold", "Say something.", re.escape(ANSWER), cold=True),
+    Case("cold start", "cold", "Say something.", re.escape(ANSWER), cold="cold"),
+    # The substitute calls the tool; only the function that was requested reports what it returned.
+    Case("substitute", "assistant", "run echo", r"I have 1 results", files=("ran-1",), cold="big"),
 )
 
 
@@ -68,13 +71,19 @@ def catalogue(folder: Path, weights: Path) -> str:
             fake("error", "--fail-status", "400"),
             fake("cold", "--load-s", str(COLD_S), "--answer", ANSWER),
             entry("other", engine="fake", args=["--answer", "A title"]),
+            fake("big", "--load-s", str(COLD_S), *_calls(_runs(folder, 1)), *speaks),
+            fake("small", "--calls", _plan(_runs(folder, 1)), "--answer", "The substitute goes on.", min=1),
+            '[aliases]\nassistant = { use = "big", on_cold = { use = "small" } }\n',
         ]
     )
 
 
 def _calls(calls: list[tuple[str, dict[str, str]]]) -> tuple[str, ...]:
-    planned = [{"name": name, "arguments": arguments} for name, arguments in calls]
-    return ("--calls", json.dumps(planned), "--report-results", "--answer", "A title")
+    return ("--calls", _plan(calls), "--report-results", "--answer", "A title")
+
+
+def _plan(calls: list[tuple[str, dict[str, str]]]) -> str:
+    return json.dumps([{"name": name, "arguments": arguments} for name, arguments in calls])
 
 
 def _runs(folder: Path, number: int) -> list[tuple[str, dict[str, str]]]:
