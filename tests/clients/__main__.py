@@ -61,6 +61,7 @@ def _run(scratch: Path, clients: Path, chosen: Sequence[str], cases: Sequence[Ca
     results: dict[str, dict[str, str]] = {}
     wrong: list[str] = []
     try:
+        stack.until("small", "ready")
         for name in chosen:
             results[name] = {}
             for case in cases:

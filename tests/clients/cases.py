@@ -53,7 +53,7 @@ CASES = (
     Case("image", "image", "look at square.png", r"I have 1 results and 1 images"),
     Case("error", "error", "Say something.", r"The script says so", fails=True),
     Case("cold start", "cold", "Say something.", re.escape(ANSWER), cold="cold"),
-    # The substitute calls the tool; only the function that was requested reports what it returned.
+    # Only the substitute calls the tool; only the function that was requested reports what it returned.
     Case("substitute", "assistant", "run echo", r"I have 1 results", files=("ran-1",), cold="big"),
 )
 
@@ -71,7 +71,7 @@ def catalogue(folder: Path, weights: Path) -> str:
             fake("error", "--fail-status", "400"),
             fake("cold", "--load-s", str(COLD_S), "--answer", ANSWER),
             entry("other", engine="fake", args=["--answer", "A title"]),
-            fake("big", "--load-s", str(COLD_S), *_calls(_runs(folder, 1)), *speaks),
+            fake("big", "--load-s", str(COLD_S), "--report-results", "--answer", "No result came.", *speaks),
             fake("small", "--calls", _plan(_runs(folder, 1)), "--answer", "The substitute goes on.", min=1),
             '[aliases]\nassistant = { use = "big", on_cold = { use = "small" } }\n',
         ]

@@ -25,6 +25,8 @@ from tests.support.stack import Stack, eventually, free_port, own_redis
 FILES = Path(__file__).parent.parent.parent / "deploy" / "monitoring"
 LIVELY_S = 25.0
 INTERVAL = "10s"
+REPLAYED = 6
+"""Requests at a worker that is killed: at least three of one of the two router processes."""
 MESSAGES = [{"role": "user", "content": "Hello!"}]
 
 pytestmark = [
@@ -122,13 +124,16 @@ def lively(stack: Stack) -> None:
         ):
             hasty.post("/v1/chat/completions", json={"model": "demo/one", "messages": MESSAGES})
         stack.chat("demo/one", max_tokens=2)
-        unlucky = threading.Thread(target=lambda: stack.chat("demo/slow"))
-        unlucky.start()  # its worker is killed before it has said a word: sent again
-        eventually(lambda: stack.function("demo/slow")["in_flight"], what="a request in flight")
+        # Their worker is killed before its first byte. Each router sends again those that were not alone there.
+        unlucky = [threading.Thread(target=lambda: stack.chat("demo/slow")) for _ in range(REPLAYED)]
+        for request in unlucky:
+            request.start()
+        eventually(lambda: stack.function("demo/slow")["in_flight"] == REPLAYED, what="requests in flight")
         (instance,) = stack.function("demo/slow")["instances"]
         with contextlib.suppress(psutil.Error):
             psutil.Process(instance["pid"]).kill()
-        unlucky.join()
+        for request in unlucky:
+            request.join()
     stack.cli("fn", "cool", "demo/one")
 
 
