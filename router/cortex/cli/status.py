@@ -41,7 +41,8 @@ def status(as_json: bool, opens: bool) -> None:
         columns = ("HOST", "DEVICE", "MEMORY MIB", "IN USE BY CORTEX", "INSTANCES", "SEEN")
         print_rows(columns, rows, optional=("SEEN", "DEVICE"))
     warm = [f for f in functions if f.state != "cold"]
-    out.print(f"{len(functions)} functions, {len(warm)} not cold" + (":" if warm else ""), markup=False)
+    count = f"{len(functions)} function{'s' * (len(functions) != 1)}"
+    out.print(f"{count}, {len(warm)} not cold{':' * bool(warm)}", markup=False)
     for f in warm:
         waiting = f", {f.waiting} waiting" if f.waiting else ""
         out.print(f"  {f.id}: {state(f)}, {f.in_flight} in flight{waiting}", markup=False)

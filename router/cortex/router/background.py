@@ -41,7 +41,7 @@ COUNT_S = 1.0
 SWEEP_S = 2.0
 SWEEP_LEASE_S = 6.0
 NEIGHBOURS_S = 60.0
-"""Interval at which an agent is told neighbours that have not changed."""
+"""Interval at which an agent is sent neighbours that have not changed."""
 NEIGHBOURS_WITHIN_S = 2.0
 PROBE_S = 2.0
 """Interval between probes of the instances of silent hosts."""

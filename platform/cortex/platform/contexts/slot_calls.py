@@ -83,7 +83,7 @@ class SlotCalls:
                         if answer.status in KEY_REFUSED:
                             continue
                         content = await worker_http.whole(answer, ANSWER_BYTES)
-                        if answer.status != 200:  # the text may be anything: only the status is told
+                        if answer.status != 200:  # the text may be anything: only the status is shown
                             raise SlotFailed(f"the engine answered {answer.status} to {path}")
                         return content
         except TimeoutError:
