@@ -7,7 +7,7 @@ import pytest
 
 from tests.e2e.workers import TWO
 from tests.support.replay import differences
-from tests.support.stack import Stack
+from tests.support.stack import Stack, eventually
 
 pytestmark = pytest.mark.parametrize("stack", [TWO], indirect=True)
 PROMPT = "a question that is not for others"
@@ -15,6 +15,11 @@ PROMPT = "a question that is not for others"
 
 @pytest.mark.long
 def test_an_export_of_a_running_agent_replays_to_the_same_decisions(stack: Stack, tmp_path: Path) -> None:
+    eventually(
+        lambda: "CatalogueChanged" in stack.cli("host", "events", "here", "-n", "1000").stdout,
+        within_s=60,
+        what="the agent to have the catalogue",
+    )
     stack.cli("fn", "cool", "fake/cold", "--now")
     body = {"model": "fake/cold", "messages": [{"role": "user", "content": PROMPT}]}
     assert stack.http.post("/v1/chat/completions", json=body).is_success
