@@ -1,11 +1,13 @@
 """Long conversations outlive their worker, on real llama.cpp: on the same host, on another, and among many keys.
 
-The first test prints what a restore saved. All are long: each processes tens of thousands of tokens.
+Routers have two worker processes, and every request may reach either. The first test prints what a restore saved. All
+are long: each processes tens of thousands of tokens.
 """
 
 import random
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,10 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     models = gguf(
         MODEL, str(folder / "demo.gguf"), context=32768, target_concurrency=2, keep_context=True, idle_after_s=600
     )
-    with own_redis(folder) as redis_url, Fleet(folder, redis_url, models, {"one": CPU, "two": CPU}) as running:
+    with (
+        own_redis(folder) as redis_url,
+        Fleet(folder, redis_url, models, {"one": CPU, "two": CPU}, workers=2) as running,
+    ):
         yield running
 
 
@@ -44,7 +49,8 @@ class Turn:
     def __init__(self, http: httpx.Client, messages: list[dict[str, str]], **headers: str) -> None:
         body = {"model": MODEL, "messages": messages, "max_tokens": 16, "temperature": 0}
         began = time.monotonic()
-        answer = http.post("/v1/chat/completions", json=body, headers=headers, timeout=180)
+        url = http.base_url.join("/v1/chat/completions")  # on a connection of its own, which any process may accept
+        answer = httpx.post(url, json=body, headers={**http.headers, **headers}, timeout=180, trust_env=False)
         self.took_s = time.monotonic() - began
         assert answer.status_code == 200, answer.text
         usage = answer.json()["usage"]
@@ -113,7 +119,7 @@ def test_an_agent_that_is_killed_while_it_saves_leaves_nothing_half_used(fleet: 
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
     model = gguf(MODEL, "demo:harbour", context=4096, target_concurrency=4, keep_context=True)
-    with started(tmp_path_factory.mktemp("keyed"), workers=1, catalogue=f"{model}\n{CATALOGUE}") as running:
+    with started(tmp_path_factory.mktemp("keyed"), workers=2, catalogue=f"{model}\n{CATALOGUE}") as running:
         yield running
 
 
@@ -166,3 +172,23 @@ def test_among_50_sessions_none_finds_the_tokens_of_another(keyed: Keyed) -> Non
     print(f"60 turns of 50 sessions with {len(keys)} keys over 4 slots: {evictions} evictions, {restored} restored")
     assert evictions > 8
     assert restored > 2
+
+
+def test_more_requests_at_once_than_slots_wait_for_one_whichever_process_they_reach(keyed: Keyed) -> None:
+    keys = [f"crowd{n}" for n in range(10)]
+    for name in keys:
+        keyed.keys[name] = keyed.make(name)
+    sessions = [Session(keyed, 100 + n, name) for n, name in enumerate(keys)]
+
+    def turns(session: Session) -> list[tuple[int, int, str]]:
+        return [session.turn() for _ in range(2)]
+
+    with ThreadPoolExecutor(len(sessions)) as pool:
+        answers = list(pool.map(turns, sessions))
+
+    for (first, prompt, _), (second, _, _) in answers:
+        assert first <= 12
+        assert second <= prompt + 32
+    evict(keyed)  # the four that were last in the slots are certain, so they are saved
+    again = [session.turn() for session in sessions]
+    assert sum(bool(restored) for _, _, restored in again) == 4

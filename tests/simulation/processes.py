@@ -50,7 +50,6 @@ from cortex.router.request.admission import Admission
 from cortex.router.request.context_restores import ContextRestores
 from cortex.router.request.deaths import Deaths
 from cortex.router.request.exchange import Exchanges
-from cortex.router.request.prompt_cache import SlotTable
 from cortex.router.request.substitutes import Substitutes
 from cortex.router.request_record import RequestRecords, each
 from cortex.router.tracing import PassThroughTracing
@@ -217,7 +216,7 @@ class SimulatedRouter:
             PassThroughTracing(),
             Substitutes(start_history.History(own)),
             AdapterLoads(self.view, agents),
-            ContextRestores(SlotTable(), self.view, agents, token),
+            ContextRestores(self.view, agents, token),
         )
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -27,6 +27,7 @@ from cortex.platform.agent_messages import (
     Fetching,
     KernelOffer,
     KernelRequest,
+    LeaveSeat,
     Neighbour,
     Neighbours,
     Offers,
@@ -38,7 +39,9 @@ from cortex.platform.agent_messages import (
     RemoveContexts,
     Removed,
     RestoreContext,
+    Seat,
     Stored,
+    TakeSeat,
     Victim,
 )
 from cortex.platform.api_keys import ApiKey, Limits, Scope
@@ -58,7 +61,6 @@ from cortex.platform.record import (
     RouterReport,
     ShareUse,
     Silence,
-    SlotContext,
 )
 from cortex.platform.scheduling.ledger import Entry, StartTimes
 from cortex.platform.scheduling.placement import When
@@ -80,6 +82,9 @@ KINDS: dict[str, Any] = {
     "answer to ensure: going": Accepted | Rejected,
     "answer to ensure: refused": Accepted | Rejected,
     "answer to plan": PlacementPlan | Rejected,
+    "take seat": TakeSeat,
+    "answer to take seat": Seat,
+    "leave seat": LeaveSeat,
     "restore context": RestoreContext,
     "answer to restore context": ContextAnswer,
     "context failed": ContextFailure,
@@ -138,6 +143,9 @@ def spoken() -> dict[str, Any]:
                                              turn_in_s=4.5),
         "answer to plan": PlacementPlan(host="host-a", devices=("GPU-1",), memory_mb=1000, memory_from="declared",
                                   evict=(Victim("i2", "org/other", 3.5),)),
+        "take seat": TakeSeat(id="s1", router="r1", instance="i1", owner="o1", marks=("m2", "m3"), first=2, slots=4),
+        "answer to take seat": Seat(slot=1, may_reuse=True, continues=2),
+        "leave seat": LeaveSeat(id="s1", instance="i1", mark="m3", tokens=2000),
         "restore context": RestoreContext(instance="i1", slot=1, context=saved, host="host-b",
                                           address="http://host-b:13131", key="k"),
         "answer to restore context": ContextAnswer(tokens=2000, why="it is too old"),
@@ -151,7 +159,7 @@ def spoken() -> dict[str, Any]:
         "router": RouterReport(id="r", at=3.5, in_flight={"i1": 2}, waiting={"org/model": 1}, seen={"host-a": 4},
                               silent={"i1": Silence(for_s=1.5, usual_s=0.5)}, keep={"i1": KeepAlive(300.0, 2.5)},
                               shares={"org/variant": ShareUse(1, 1)}, tokens={"i1": 40},
-                              slots={"i1": (SlotContext(slot=1, mark="c1", tokens=2000),)}),
+                              unseated={"i1": 2}),
         "namesake": Namesake(name="host-a", address="http://10.0.0.2:13131", version="0", home="h2"),
         "prefetch": Prefetch(function),
         "remove": Remove(("org/model@main",), unused=True, dry_run=True),

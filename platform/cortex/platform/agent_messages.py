@@ -171,6 +171,46 @@ class PlacementPlan(Struct, frozen=True, kw_only=True, tag="planned"):
     tier: Tier | None = None
 
 
+class TakeSeat(Struct, frozen=True, kw_only=True):
+    """Request a slot of an instance with `keep_context` for a request that a router is about to send. A router repeats
+    it, with the same id, while it has to wait."""
+
+    id: str
+    """A random id of the seat."""
+    router: str
+    instance: str
+    owner: str
+    """A digest of the owner of its prompt; empty: all callers share the cache."""
+    marks: tuple[str, ...] = ()
+    """Of its conversation, one for each number of its first messages, ending with the whole: see `SlotContext`."""
+    first: int = 1
+    """Number of messages of the first mark."""
+    slots: int = 0
+    """Slots of the instance; 0: the request takes slots that are unknown."""
+
+
+class Seat(Struct, frozen=True, kw_only=True):
+    """Answer to it."""
+
+    slot: int | None = None
+    """None: none is reserved for the request, or it has to wait."""
+    may_reuse: bool = False
+    """Whether it may reuse the slot's cache."""
+    continues: int = 0
+    """How many of its messages are those of the slot's last request, the whole conversation of that."""
+    wait: bool = False
+    """No slot is free: ask again."""
+
+
+class LeaveSeat(Struct, frozen=True, kw_only=True):
+    """End a seat after its answer. With a mark: which conversation, with how many tokens of prompt, its slot has."""
+
+    id: str
+    instance: str
+    mark: str = ""
+    tokens: int = 0
+
+
 class RestoreContext(Struct, frozen=True, kw_only=True):
     """Request a saved conversation in a slot of an instance. It is on the agent's own host, or on `host`, which hands
     it over at `address` to the holder of `key`."""

@@ -326,17 +326,6 @@ class InLine(Struct, frozen=True, kw_only=True):
     """Duration of its last start; 0: not measured."""
 
 
-class SlotContext(Struct, frozen=True, kw_only=True):
-    """A conversation in a slot of an instance, as the router that sent it reports it."""
-
-    slot: int
-    mark: str
-    """Identifies the conversation. It is derived from the caller's salt and the host's name, so that no other key and
-    no other host can make it."""
-    tokens: int
-    """Length of its last prompt."""
-
-
 class SavedContext(Struct, frozen=True, kw_only=True):
     """A conversation that a host saved before its worker left. Used only where everything but its id is equal."""
 
@@ -344,7 +333,8 @@ class SavedContext(Struct, frozen=True, kw_only=True):
     function: str
     revision: str
     mark: str
-    """Of the conversation: see `SlotContext`."""
+    """Identifies the conversation. It is derived from the caller's salt and the host's name, so that no other key and
+    no other host can make it."""
     build: str
     """The engine's build, as its package and its server report it."""
     model: str
@@ -482,8 +472,9 @@ class RouterReport(Struct, frozen=True, kw_only=True):
     shares: dict[str, "ShareUse"] = {}
     """Per function that shares its instances, its part of the requests that `in_flight` and `waiting` count for the
     base."""
-    slots: dict[str, tuple[SlotContext, ...]] = {}
-    """Conversations in idle slots, per instance with `keep_context`: only this router uses the instance."""
+    unseated: dict[str, int] | None = None
+    """Requests that this router has sent without a seat, per instance with `keep_context`, since the router started;
+    None: a router of an older release, which takes no seats."""
 
 
 class ShareUse(Struct, frozen=True):

@@ -70,7 +70,7 @@ from cortex.router.request.context_restores import ContextRestores
 from cortex.router.request.deaths import Deaths
 from cortex.router.request.exchange import Exchanges
 from cortex.router.request.intake import Intake
-from cortex.router.request.prompt_cache import CacheSalts, SlotTable
+from cortex.router.request.prompt_cache import CacheSalts
 from cortex.router.request.remote_images import RemoteImages
 from cortex.router.request.stored_responses import StoredResponses
 from cortex.router.request.substitutes import Substitutes
@@ -175,7 +175,7 @@ class _RouterWorker:
         )
         self.admission = Admission(self.view, self.activator, self.in_flight, gateway.batch_quiet_s)
         self.history, self.adapters = History(self.registry), AdapterLoads(self.view, self.agents)
-        self.restores = ContextRestores(SlotTable(), self.view, self.agents, self.token)
+        self.restores = ContextRestores(self.view, self.agents, self.token)
         self.exchanges = Exchanges(
             self.view,
             self.catalogue,
@@ -219,7 +219,7 @@ class _RouterWorker:
             self.deaths.open_requests,
             self.catalogue,
             self.device_uses.tokens,
-            self.restores.slots,
+            self.restores.unseated,
         )
         self.counting = Counting(
             self.registry, CountsFile(Path(gateway.metrics_dir)), self.request_metrics, self.decision_log

@@ -6,7 +6,7 @@ Each loop runs until cancelled, under `Faults.run`.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import structlog
 from msgspec.structs import replace
@@ -31,7 +31,6 @@ from cortex.router.live_catalogue import LiveCatalogue
 from cortex.router.metrics.request_metrics import RequestMetrics
 from cortex.router.metrics.worker_counts import CountsFile
 from cortex.router.request.open_requests import OpenRequests
-from cortex.router.request.prompt_cache import SlotTable
 from cortex.router.shutdown import stopping
 
 log = structlog.get_logger()
@@ -59,12 +58,13 @@ class Reporter:
         open_requests: OpenRequests,
         catalogue: LiveCatalogue,
         tokens: Callable[[], dict[str, int]] = dict,
-        slots: SlotTable | None = None,
+        unseated: Callable[[Collection[str]], dict[str, int]] = lambda _: {},
     ) -> None:
-        """`tokens` returns those of this worker's requests per instance; `slots` has the conversations in slots."""
+        """`tokens` returns those of this worker's requests per instance, `unseated` how many of them were sent to given
+        instances without a seat."""
         self._registry, self._view, self._in_flight = registry, view, in_flight
         self._open_requests, self._catalogue, self._tokens = open_requests, catalogue, tokens
-        self._slots = slots or SlotTable()
+        self._unseated = unseated
 
     async def run(self) -> None:
         """Report once a second, and at once if an agent waits for an acknowledgement or for a draining instance's
@@ -95,9 +95,8 @@ class Reporter:
         """Report now. Raises RecordUnavailable."""
         report = self._in_flight.report(self._view.epochs(), clock.now())
         silent = self._open_requests.silences(time.monotonic(), self._view.instances())
-        view = self._view
-        slots = self._slots.contexts(view.instances(), view.company) if view.alone else {}
-        await self._registry.publish_router(replace(report, silent=silent, tokens=self._tokens(), slots=slots))
+        unseated = self._unseated(self._view.instances())
+        await self._registry.publish_router(replace(report, silent=silent, tokens=self._tokens(), unseated=unseated))
 
     async def sign_off(self) -> None:
         """Write the last uses, and remove the report. Raises RecordUnavailable."""

@@ -1,9 +1,14 @@
 """Which saved conversation a request gets, and in which slot it may be used."""
 
+import asyncio
 from typing import Any, cast
 
+import pytest
+
 from cortex.functions.spec import revision
-from cortex.platform.agent_messages import ContextAnswer, ContextFailure, RestoreContext
+from cortex.platform.agent_messages import ContextAnswer, ContextFailure, LeaveSeat, RestoreContext, TakeSeat
+from cortex.platform.agent_messages import Seat as TakenSeat
+from cortex.platform.contexts.seats import Seats
 from cortex.platform.fleet import Fleet
 from cortex.platform.keys import FleetToken
 from cortex.platform.record import HostRecord, Instance, SavedContext
@@ -11,7 +16,6 @@ from cortex.router.activation.agents import Agents, AgentUnavailable
 from cortex.router.fleet_view import FleetView
 from cortex.router.request.context_restores import ContextRestores
 from cortex.router.request.conversation_chain import chain_of, mark_of
-from cortex.router.request.prompt_cache import Seat, SlotTable
 from cortex.router.request_record import RequestRecord
 from tests.support.factories import a_function, a_host, a_saved_context, an_instance
 
@@ -28,20 +32,29 @@ def saved(body: bytes = FIRST, *, salt: str = MINE, host: str = "host-a", **rest
 
 
 class Router:
-    """A router worker with hosts, and agents that answer."""
+    """A router worker with hosts, and agents that answer: that of host-a with real seats."""
 
-    def __init__(self, *hosts: HostRecord, tokens: int = 2000) -> None:
-        self.fleet, self.tokens = Fleet(hosts={h.name: h for h in hosts}), tokens
+    def __init__(self, *hosts: HostRecord, tokens: int = 2000, name: str = "r1", seats: Seats | None = None) -> None:
+        self.fleet, self.tokens, self.router = Fleet(hosts={h.name: h for h in hosts}), tokens, name
         self.requests: list[tuple[str, RestoreContext]] = []
         self.failures: list[ContextFailure] = []
-        self.slots = SlotTable()
-        self.restores = ContextRestores(self.slots, cast(FleetView, self), cast(Agents, self), cast(FleetToken, self))
+        self.seats, self.is_away, self.calls = seats or Seats(), False, 0
+        self.restores = ContextRestores(cast(FleetView, self), cast(Agents, self), cast(FleetToken, self))
 
     def instance(self, id: str) -> tuple[HostRecord, Instance]:
         return self.fleet.hosts["host-a"], INSTANCE
 
     def for_context(self, host: str, context: str) -> str:
         return f"key of {context} on {host}"
+
+    async def take_seat(self, host: HostRecord, request: TakeSeat) -> TakenSeat:
+        self.calls += 1
+        if self.is_away:
+            raise AgentUnavailable("gone")
+        return self.seats.take(request, 0.0, None) or TakenSeat(wait=True)
+
+    async def leave_seat(self, host: HostRecord, request: LeaveSeat) -> None:
+        self.seats.leave(request)
 
     async def restore_context(self, host: HostRecord, request: RestoreContext) -> ContextAnswer:
         self.requests.append((host.name, request))
@@ -57,7 +70,7 @@ class Router:
     ) -> tuple[str, int]:
         """Send a request; return its body at the worker, and what was restored."""
         record = RequestRecord("r", "org/model", "org/model", "chat", streams=False, read_s=0)
-        async with self.restores.seat(INSTANCE, number, salt, body, 0, record) as sent:
+        async with self.restores.seat(INSTANCE, number, salt, body, record) as sent:
             record.tokens_in, record.cached = 2000, cached
         return sent.decode().removeprefix(body.decode()[:-1]), record.restored
 
@@ -135,19 +148,6 @@ async def test_a_failed_restore_is_not_used_and_not_tried_again() -> None:
         assert len(router.requests) == 1
 
 
-async def test_a_slot_that_others_may_have_used_is_not_trusted_after_a_restore() -> None:
-    router = Router(host(saved()))
-    restore = router.restore_context
-
-    async def meanwhile(host: HostRecord, request: RestoreContext) -> ContextAnswer:
-        with router.slots.seat("i1", None, THEIRS, b"{}", 0):
-            return await restore(host, request)
-
-    router.restore_context = meanwhile  # type: ignore[method-assign]
-
-    assert await router.send(SECOND) == (',"id_slot":0,"cache_prompt":false}', 2000)
-
-
 async def test_without_keys_the_slots_are_everyones_and_without_slots_nothing_changes() -> None:
     router = Router(host(saved(salt="")))
 
@@ -165,24 +165,38 @@ async def test_an_answer_that_did_not_use_the_restored_tokens_is_reported() -> N
     assert [f.why for f in unused.failures] == ["an answer found 0 of 1900 restored tokens in the engine's cache"]
 
 
-def test_conversations_of_idle_slots_are_reported_until_they_may_be_others() -> None:
-    table, chain = SlotTable(), chain_of(FIRST)
+async def test_a_conversation_is_found_in_its_slot_by_every_router_process() -> None:
+    one = Router(host())
+    other = Router(host(), name="r2", seats=one.seats)
 
-    def serve(body: bytes) -> Seat:
-        with table.seat("i1", 2, MINE, body, 0, chain) as seat:
-            busy = table.contexts({"i1"}, 0)
-            table.served("i1", seat, MINE, chain[-1], "mark", 2000)
-        assert busy == {}
-        return seat
+    first, others, again = await one.send(FIRST), await other.send(FIRST, THEIRS), await other.send(SECOND)
 
-    first = serve(FIRST)
-    reported = table.contexts({"i1"}, 0)
-    elsewhere, later = table.contexts({"i2"}, 0), table.contexts({"i1"}, 1)
-    second = serve(FIRST)
-    with table.seat("i1", None, THEIRS, b"{}", 0):
-        pass
+    assert [first[0], others[0]] == [',"id_slot":0,"cache_prompt":false}', ',"id_slot":1,"cache_prompt":false}']
+    assert again == (',"id_slot":0}', 0)
+    assert one.seats.held("i1", {}) == one.seats.held("i1", {"r1": 0, "r2": 0}) != ()
 
-    assert [(c.slot, c.mark, c.tokens) for c in reported["i1"]] == [(0, "mark", 2000)]
-    assert elsewhere == later == {}
-    assert (first.continues, second.continues) == (0, 1)
-    assert table.contexts({"i1"}, 0) == {}
+
+async def test_without_an_agent_a_request_is_sent_without_a_seat_and_counted() -> None:
+    router = Router(host())
+    await router.send(FIRST)
+    router.is_away = True
+
+    answers = [await router.send(SECOND, salt) for salt in (MINE, "", MINE)]
+
+    assert answers == [(',"cache_prompt":false}', 0), ("}", 0), (',"cache_prompt":false}', 0)]
+    assert router.calls == 2  # an agent that did not answer delays one request
+    assert router.restores.unseated({"i1"}) == {"i1": 3}
+    assert router.seats.held("i1", router.restores.unseated({"i1"}) and {"r1": 3}) == ()
+    assert router.restores.unseated(()) == {}
+
+
+async def test_a_request_that_ends_early_leaves_its_seat_without_a_conversation() -> None:
+    router = Router(host())
+    record = RequestRecord("r", "org/model", "org/model", "chat", streams=False, read_s=0)
+
+    with pytest.raises(asyncio.CancelledError):
+        async with router.restores.seat(INSTANCE, 2, MINE, FIRST, record):
+            raise asyncio.CancelledError
+
+    assert router.seats.held("i1", {}) == ()
+    assert (await router.send(SECOND, THEIRS))[0] == ',"id_slot":1,"cache_prompt":false}'

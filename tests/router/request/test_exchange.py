@@ -40,7 +40,6 @@ from cortex.router.request.call import Call
 from cortex.router.request.context_restores import ContextRestores
 from cortex.router.request.deaths import Deaths
 from cortex.router.request.exchange import Exchange, Exchanges
-from cortex.router.request.prompt_cache import SlotTable
 from cortex.router.request.substitutes import Conversation, Substitutes
 from cortex.router.request.substitutes import Stage as Turn
 from cortex.router.request.upstream import Answer, Broken, EngineFailed, Upstream
@@ -82,7 +81,7 @@ class Stage:
             cast(Tracing, self),
             Substitutes(self),
             AdapterLoads(self.view, cast(Agents, self)),
-            ContextRestores(SlotTable(), self.view, cast(Agents, self), cast(FleetToken, self)),
+            ContextRestores(self.view, cast(Agents, self), cast(FleetToken, self)),
         )
 
     # What the router reads and asks.
@@ -462,7 +461,7 @@ async def test_a_request_whose_trace_cannot_begin_is_not_listed_as_under_way() -
     tracing = BrokenTracing(request_records)
     nothing = cast(Any, None)
     parts = (request_records, cast(Any, tracing), nothing, nothing)
-    restores = ContextRestores(SlotTable(), nothing, nothing, nothing)
+    restores = ContextRestores(nothing, nothing, nothing)
     exchanges = Exchanges(nothing, nothing, nothing, nothing, nothing, *parts, restores)
     target = Target(Function(id="org/model", engine=Engine.FAKE), "revision")
     call = Call(dialect="chat", path="/v1/chat/completions", body=b"{}", reply=nothing)

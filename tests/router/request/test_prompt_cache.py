@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex.functions.spec import Engine, Function
+from cortex.platform.agent_messages import Seat
 from cortex.router.dialects import native
 from cortex.router.request.prompt_cache import (
     UNKNOWN,
     HiddenCounts,
-    Seat,
     SlotTable,
     isolation,
     salted,
@@ -53,8 +53,8 @@ def test_a_salt_is_written_into_the_body_whatever_the_client_sent() -> None:
     ("place", "fields"),
     [
         (UNKNOWN, {"cache_prompt": False}),
-        (Seat(3, may_reuse=False), {"id_slot": 3, "cache_prompt": False}),
-        (Seat(3, may_reuse=True), {"id_slot": 3}),
+        (Seat(slot=3, may_reuse=False), {"id_slot": 3, "cache_prompt": False}),
+        (Seat(slot=3, may_reuse=True), {"id_slot": 3}),
     ],
 )
 def test_a_seat_is_written_into_the_body(place: Seat, fields: dict[str, object]) -> None:
@@ -78,7 +78,7 @@ def test_a_conversation_goes_on_in_its_own_slot() -> None:
     again = seat(table, "one", plan + b'and more"}')
 
     assert (first.slot, second.slot) == (0, 1)
-    assert again == Seat(0, may_reuse=True)
+    assert again == Seat(slot=0, may_reuse=True)
 
 
 def test_the_slot_that_was_used_longest_ago_goes_to_the_next_key() -> None:
@@ -86,7 +86,7 @@ def test_the_slot_that_was_used_longest_ago_goes_to_the_next_key() -> None:
     for salt in ("one", "two"):
         seat(table, salt)
 
-    assert seat(table, "three") == Seat(0, may_reuse=False)
+    assert seat(table, "three") == Seat(slot=0, may_reuse=False)
 
 
 def test_a_request_beside_as_many_as_there_are_slots_reuses_nothing_and_no_slot_is_known_after_it() -> None:
@@ -139,19 +139,18 @@ def test_a_request_reuses_only_what_its_own_key_left(steps: list[Step], number: 
 
 
 @pytest.mark.parametrize(
-    ("function", "answers", "alone", "number"),
+    ("function", "answers", "number"),
     [
-        (LLAMA, 1, True, 4),
-        (LLAMA, 2, True, None),
-        (LLAMA, 1, False, None),
-        (Function(id="m", engine=Engine.LLAMACPP, args=("--cache-ram", "99")), 1, True, None),
-        (Function(id="m", engine=Engine.LLAMACPP, args=("-np", "2")), 1, True, None),
+        (LLAMA, 1, 4),
+        (LLAMA, 2, None),
+        (Function(id="m", engine=Engine.LLAMACPP, args=("--cache-ram", "99")), 1, None),
+        (Function(id="m", engine=Engine.LLAMACPP, args=("-np", "2")), 1, None),
     ],
 )
 def test_a_request_is_seated_only_where_all_that_fills_the_slots_is_known(
-    function: Function, answers: int, alone: bool, number: int | None
+    function: Function, answers: int, number: int | None
 ) -> None:
-    assert slots_to_seat(function, "xllamacpp", answers, alone=alone) == number
+    assert slots_to_seat(function, "xllamacpp", answers) == number
 
 
 @pytest.mark.parametrize(

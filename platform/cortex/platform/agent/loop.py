@@ -99,7 +99,14 @@ class Agent:
         counts = AgentCounts(settings.host_name)
         self.faults = Faults(counts.fault)
         self.supervisor = Supervisor(
-            settings, token, host_engines, self.tell, self._holders, self.scheduler.record, self.faults
+            settings,
+            token,
+            host_engines,
+            self.tell,
+            self._holders,
+            self.scheduler.record,
+            self.faults,
+            lambda: self.scheduler.state.reports.fleet,
         )
         self._in_flight = InFlight(f"agent:{settings.host_name}")
         self._registry = registry
@@ -299,7 +306,8 @@ class Agent:
     def track(self, instance: Instance) -> Iterator[None]:
         """Count a request as in flight on an instance."""
         try:
-            with self._in_flight.track(instance.function, instance.id):
+            seating = self.supervisor.contexts.seating
+            with self._in_flight.track(instance.function, instance.id), seating.unknown_slots(instance.id):
                 yield
         finally:
             if self._draining():
@@ -422,7 +430,7 @@ class Agent:
             return None
         # `ready()` reads the scheduler itself: it does not choose an instance that is draining.
         own = self._in_flight.report({self.settings.host_name: self.scheduler.record().epoch}, clock.now())
-        return replace(fleet, routers={**fleet.routers, own.id: own})
+        return replace(fleet, routers={**fleet.routers, own.id: replace(own, unseated={})})
 
     async def _notice_stalls(self) -> None:
         """Detect that this process was stopped: requests in its sockets are old, and their callers have left."""

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Collection, Coroutine, Generator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Generator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,13 +32,17 @@ from cortex.platform.contexts.fit import (
     settings_digest,
     to_remove,
     why_unused,
+    worth_saving,
 )
 from cortex.platform.contexts.folder import Damaged, Folder, WorkerSettings, key_of
+from cortex.platform.contexts.seating import Seating
+from cortex.platform.contexts.seats import SlotContext
 from cortex.platform.contexts.slot_calls import SlotCalls, SlotFailed
 from cortex.platform.faults import Faults
+from cortex.platform.fleet import Fleet
 from cortex.platform.host.engines import Engines
 from cortex.platform.keys import HostToken
-from cortex.platform.record import HostRecord, Instance, SavedContext, SlotContext
+from cortex.platform.record import HostRecord, Instance, SavedContext
 from cortex.platform.scheduling.events import ContextNoted, Event, HostRead
 from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.serving.trust import trust
@@ -74,15 +78,18 @@ class Contexts:
         looks: BlockingCalls,
         owner: tuple[int, int] | None,
         record: Callable[[], HostRecord],
+        reports: Callable[[], Fleet | None],
         tell: Callable[[Event], None],
         own: Own,
         faults: Faults,
     ) -> None:
-        """`owner`: user and group of the workers, if not the agent's. `own` runs background work."""
+        """`owner`: user and group of the workers, if not the agent's. `reports` returns what routers report. `own` runs
+        background work."""
         self._settings, self._engines, self._looks, self._owner = settings, engines, looks, owner
         self._record, self._tell, self._own, self._faults = record, tell, own, faults
         path = Path(settings.agent.cache_dir).expanduser() / "contexts" / slug(settings.host_name)
         self._folder, self._calls, self._rates = Folder(path), SlotCalls(token), Rates()
+        self.seating = Seating(reports)
         self._saved: dict[str, SavedContext] = {}
         self._off: dict[str, str] = {}
         self._functions_off: dict[str, str] = {}
@@ -134,6 +141,7 @@ class Contexts:
 
     async def ended(self, instance: str) -> None:
         """Remove the folder of a worker that has ended."""
+        self.seating.forget(instance)
         with self._faults.guard("contexts"):
             await self._files("close", partial(self._folder.close_for, instance))
 
@@ -155,8 +163,10 @@ class Contexts:
 
     # Saving.
 
-    async def save(self, instance: Instance, slots: Sequence[SlotContext]) -> None:
-        """Save conversations of a worker that is about to leave, for at most SAVE_S. Raises nothing."""
+    async def save(self, instance: Instance, unseated: Mapping[str, int] | None) -> None:
+        """Save the conversations of a worker that is about to leave, for at most SAVE_S; `unseated` as in `Stop`.
+        Raises nothing."""
+        slots = () if unseated is None else worth_saving(self.seating.seats.held(instance.id, unseated))
         if not slots:
             return
         with self._faults.guard("save contexts"):
@@ -257,6 +267,7 @@ class Contexts:
             return ContextAnswer(why="the instance is not ready here")
         if saved.id in self._busy:
             return ContextAnswer(why="it is being used already")
+        disturbances = self.seating.seats.disturbances(instance.id)
         self._busy.add(saved.id)
         began = time.monotonic()
         within_s = min(MOST_RESTORE_S, max(LEAST_RESTORE_S, saved.prefill_s))
@@ -264,6 +275,8 @@ class Contexts:
         try:
             async with asyncio.timeout(within_s):
                 why, tokens = await self._restore(instance, request, within_s)
+                if not why and not 0 <= disturbances == self.seating.seats.disturbances(instance.id):
+                    why = "a request that no slot was reserved for may have replaced it"
                 if not why:
                     where = f"from {request.host} " if request.host else ""
                     took = f"{tokens:,} tokens {where}in {time.monotonic() - began:.2f} s"

@@ -10,11 +10,16 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
+from cortex.platform.contexts.seats import SlotContext
 from cortex.platform.record import SavedContext
 
 ON_HOST = frozenset({"--model", "--host", "--port", "--slot-save-path", "--chat-template-file"})
 """Options of a worker whose values belong to its host or to its start."""
 MIB = 1024 * 1024
+LEAST_TOKENS = 1024
+"""A shorter prompt is processed sooner than it is saved and restored."""
+MOST_SAVED = 16
+"""Conversations of one instance that are saved."""
 DISK_RATE = 200.0 * MIB
 """Bytes a second that a disk is expected to give before it was measured."""
 PEER_RATE = 50.0 * MIB
@@ -42,6 +47,12 @@ class WorkerFacts(Struct, frozen=True, kw_only=True):
     build: str
     model: str
     settings: str
+
+
+def worth_saving(held: Sequence[SlotContext]) -> tuple[SlotContext, ...]:
+    """Return the conversations of an instance to save, the longest first."""
+    long = [c for c in held if c.tokens >= LEAST_TOKENS]
+    return tuple(sorted(long, key=lambda c: -c.tokens)[:MOST_SAVED])
 
 
 def settings_digest(argv: Sequence[str]) -> str:

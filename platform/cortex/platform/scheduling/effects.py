@@ -1,10 +1,12 @@
 """The scheduler's effects: what the agent must do. The supervisor answers each of its own with an event."""
 
+from collections.abc import Mapping
+
 from msgspec import Struct
 
 from cortex.functions.spec import Adapter, Function
 from cortex.platform.agent_messages import Accepted, AdapterState, Rejected
-from cortex.platform.record import DrainReason, Instance, SlotContext, Tier
+from cortex.platform.record import DrainReason, Instance, Tier
 from cortex.platform.scheduling.reasons import DecisionKind
 from cortex.platform.scheduling.saved_state import LocalWeights
 
@@ -69,8 +71,8 @@ class Park(Struct, frozen=True, tag=True):
     instance: Instance
     function: Function
     tier: Tier
-    contexts: tuple[SlotContext, ...] = ()
-    """Conversations to save first."""
+    unseated: Mapping[str, int] | None = None
+    """Save its conversations first, with the requests that each router has sent without a seat; None: save none."""
 
 
 class Wake(Struct, frozen=True, tag=True):
@@ -86,8 +88,8 @@ class Stop(Struct, frozen=True, tag=True):
 
     instance: Instance
     grace_s: float
-    contexts: tuple[SlotContext, ...] = ()
-    """Conversations to save first."""
+    unseated: Mapping[str, int] | None = None
+    """Save its conversations first, with the requests that each router has sent without a seat; None: save none."""
 
 
 class Reclaim(Struct, frozen=True, tag=True):

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import COMING, PARKED, State, Step, after
 from cortex.platform.record import DrainReason, FailureKind, Instance, Tier
-from cortex.platform.scheduling.contexts import contexts_to_save
+from cortex.platform.scheduling.contexts import unseated_of
 from cortex.platform.scheduling.effects import CancelFetch, Decision, Park, Stop
 from cortex.platform.scheduling.failures import Incident
 from cortex.platform.scheduling.reasons import DecisionKind, drain_text
@@ -68,20 +68,20 @@ def stop(
     hung: bool = False,
 ) -> None:
     """Stop a worker; without a reason, for the one it drains for. One that is `hung` has little time to end itself."""
-    contexts = () if hung or reason is DrainReason.FAILED else contexts_to_save(state, instance)
+    unseated = None if hung or reason is DrainReason.FAILED else unseated_of(state, instance)
     instance = with_reason(instance, reason, detail) if reason else instance
     instance = step(state, instance, Step.STOP, now)
     _decide_end(state, DecisionKind.STOPPED, instance)
     grace_s = state.rules.stop_grace_s
-    state.effects.append(Stop(instance, min(grace_s, HUNG_GRACE_S) if hung else grace_s, contexts))
+    state.effects.append(Stop(instance, min(grace_s, HUNG_GRACE_S) if hung else grace_s, unseated))
 
 
 def park(state: HostState, instance: Instance, tier: Tier, ram_mb: int, now: float) -> None:
     """Move the memory of an idle worker to a tier, for which there is RAM. The record has the RAM that it will hold,
     the effect what it holds now: 0 for one that was never parked."""
-    held_mb, contexts = instance.ram_mb, contexts_to_save(state, instance)
+    held_mb, unseated = instance.ram_mb, unseated_of(state, instance)
     instance = step(state, replace(instance, parks_to=tier, ram_mb=ram_mb), Step.PARK, now)
-    state.effects.append(Park(replace(instance, ram_mb=held_mb), state.functions[instance.id], tier, contexts))
+    state.effects.append(Park(replace(instance, ram_mb=held_mb), state.functions[instance.id], tier, unseated))
 
 
 def abandon(state: HostState, instance: Instance, now: float) -> None:

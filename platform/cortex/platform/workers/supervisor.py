@@ -26,6 +26,7 @@ from cortex.platform.blocking_calls import NoAnswer
 from cortex.platform.cancel import cancelled
 from cortex.platform.contexts.contexts import Contexts
 from cortex.platform.faults import Faults
+from cortex.platform.fleet import Fleet
 from cortex.platform.host.engines import Engines
 from cortex.platform.keys import HostToken
 from cortex.platform.launcher.pool import ForkedWorker, LauncherPool
@@ -102,6 +103,7 @@ class Supervisor:
         holders: HolderReading,
         record: Callable[[], HostRecord],
         faults: Faults | None = None,
+        reports: Callable[[], Fleet | None] = lambda: None,
     ) -> None:
         self._settings, self._token, self._engines, self._tell = settings, token, engines, tell
         self._record = record
@@ -131,7 +133,9 @@ class Supervisor:
         self.freezer = Freezer(self._user)
         self.tiers = Tiers(self._probe, self._control, self.freezer, holders, record, self.scratch, tell)
         owner = None if self._user is None else (self._user.uid, self._user.gid)
-        self.contexts = Contexts(settings, token, engines, self.looks, owner, record, tell, self._own, self._faults)
+        self.contexts = Contexts(
+            settings, token, engines, self.looks, owner, record, reports, tell, self._own, self._faults
+        )
         self._adapter_loads = AdapterLoads(settings.agent, self.looks, self.fetches, self._control, self._note, tell)
         # A parked launcher cannot change its user.
         uses_launcher = settings.agent.launcher and "vllm" in engines.tools and self._user is None
@@ -557,7 +561,7 @@ class Supervisor:
     async def _park(self, effect: Park) -> None:
         """Save the conversations of a worker that cannot be called while it is frozen, and park it."""
         if effect.tier is Tier.FREEZE:
-            await self.contexts.save(effect.instance, effect.contexts)
+            await self.contexts.save(effect.instance, effect.unseated)
         await self.tiers.park(effect)
 
     async def _stop(self, effect: Stop) -> None:
@@ -574,7 +578,7 @@ class Supervisor:
         starting = self._effects.get(("spawn", instance.id))
         if starting is not None:  # its process may start at any moment
             await asyncio.wait((starting,), timeout=KILLED_WITHIN_S)
-        await self.contexts.save(instance, effect.contexts)
+        await self.contexts.save(instance, effect.unseated)
         leader = self._watched.get(instance.id) or instance.process
         number, wait_s = signal.SIGTERM, effect.grace_s
         if self.tiers.may_be_locked(instance):

@@ -22,6 +22,7 @@ from cortex.platform.agent_messages import (
     Ensure,
     EnsureAdapter,
     Fetching,
+    LeaveSeat,
     Neighbour,
     Neighbours,
     PlacementPlan,
@@ -32,7 +33,9 @@ from cortex.platform.agent_messages import (
     RemoveContexts,
     Removed,
     RestoreContext,
+    Seat,
     Stored,
+    TakeSeat,
 )
 from cortex.platform.keys import FleetToken
 from cortex.platform.record import HostRecord, SavedContext
@@ -43,6 +46,8 @@ TIMEOUT_S = ANSWER_S
 CONNECT_S = 5.0
 HUB_TIMEOUT_S = 60.0
 """Timeout of calls for which the agent calls its hub."""
+SEAT_TIMEOUT_S = 3.0
+"""Timeout of taking or leaving a seat: the agent answers within a second."""
 RESTORE_TIMEOUT_S = 65.0
 """Timeout of restoring a saved conversation. The agent gives up earlier: once the prompt would be processed."""
 
@@ -215,6 +220,14 @@ class Agents:
         await self._call(host, "POST", f"/jobs/{quote(job, safe='')}/cancel", None, dict[str, str])
 
     # Saved conversations.
+
+    async def take_seat(self, host: HostRecord, request: TakeSeat) -> Seat:
+        """Request a slot for a request. Raises AgentUnavailable or AgentRefused."""
+        return await self._call(host, "POST", "/contexts/seat", request, Seat, within_s=SEAT_TIMEOUT_S)
+
+    async def leave_seat(self, host: HostRecord, request: LeaveSeat) -> None:
+        """End a seat. Raises AgentUnavailable or AgentRefused."""
+        await self._call(host, "POST", "/contexts/leave", request, dict[str, str], within_s=SEAT_TIMEOUT_S)
 
     async def restore_context(self, host: HostRecord, request: RestoreContext) -> ContextAnswer:
         """Restore a saved conversation into a slot of an instance. Raises AgentUnavailable or AgentRefused."""

@@ -77,6 +77,11 @@ def mark_of(salt: str, host: str, function: str, digest: bytes) -> str:
     return hmac.digest(salt.encode(), purpose, "sha256").hex()[:MARK_DIGITS]
 
 
+def owner_of(salt: str, host: str) -> str:
+    """Return the digest by which a host recognises the owner of cached prompts; empty: all callers share them."""
+    return hmac.digest(salt.encode(), f"owner\0{host}".encode(), "sha256").hex()[:MARK_DIGITS] if salt else ""
+
+
 def marks(salt: str, host: str, function: str, chain: Sequence[bytes]) -> Iterator[tuple[int, str]]:
     """Yield the marks of a request's conversation for a host, that of the most messages first, with their number."""
     for number in range(len(chain), max(0, len(chain) - MOST_MATCHED), -1):

@@ -38,7 +38,7 @@ from cortex.router.request.call import Call
 from cortex.router.request.capability_checks import check_tools
 from cortex.router.request.context_restores import ContextRestores
 from cortex.router.request.deaths import Deaths, End, may_replay
-from cortex.router.request.prompt_cache import HiddenCounts, isolation, salted, seated, slots_to_seat
+from cortex.router.request.prompt_cache import HiddenCounts, SlotTable, isolation, salted, seated, slots_to_seat
 from cortex.router.request.relay import Relay
 from cortex.router.request.substitutes import Conversation, Substitutes
 from cortex.router.request.suspects import Fingerprint, digest
@@ -82,7 +82,7 @@ class Exchanges:
         restores: ContextRestores,
     ) -> None:
         self.view, self.catalogue, self.admission = view, catalogue, admission
-        self.upstream, self.deaths, self.slots = upstream, deaths, restores.slots
+        self.upstream, self.deaths, self.slots = upstream, deaths, SlotTable()
         self.request_records, self.tracing, self.substitutes = request_records, tracing, substitutes
         self.adapters, self.restores = adapters, restores
 
@@ -425,12 +425,13 @@ class Exchange:
             case "salt":
                 await self._send_on(instance, salted(body, salt))
             case "slots" if self._call.path in GENERATES:
-                number = slots_to_seat(function, instance.server, self._call.answers, alone=view.alone)
+                number = slots_to_seat(function, instance.server, self._call.answers)
                 if function.keep_context:
                     restores, record = self._exchanges.restores, self.request_record
-                    async with restores.seat(instance, number, salt, body, view.company, record) as seated_body:
+                    async with restores.seat(instance, number, salt, body, record) as seated_body:
                         await self._send_on(instance, seated_body)
                     return
+                number = number if view.alone else None
                 with self._exchanges.slots.seat(instance.id, number, salt, body, view.company) as seat:
                     await self._send_on(instance, seated(body, seat))
             case _:

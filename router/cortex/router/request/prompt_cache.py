@@ -3,25 +3,23 @@
 A server that salts its cache (vLLM) gets the caller's salt. llama.cpp compares a prompt with the last one of its slot,
 so each request is assigned a slot, and reuses its cache only if the slot's last request had the same salt. This router
 knows only its own requests; so with other routers, or for requests that take several slots, the cache is not used.
-Other routers see a new one within a second or two. Other servers get no salt; their cached token counts are hidden.
+Other routers see a new one within a second or two. For functions with `keep_context` the agent assigns the slots
+(`context_restores.py`). Other servers get no salt; their cached token counts are hidden.
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import msgspec
-from msgspec import Struct
-from msgspec.structs import replace
 
 from cortex.functions.servers import max_concurrency, server_of
 from cortex.functions.spec import Function
+from cortex.platform.agent_messages import Seat
 from cortex.platform.api_keys import Principal
 from cortex.platform.keys import FleetToken, cache_salt
-from cortex.platform.record import SlotContext
 from cortex.router.access.keyring import KeyRing
-from cortex.router.request.conversation_chain import Chain
 
 MOST_SALTS = 10_000
 MOST_INSTANCES = 1000
@@ -55,26 +53,12 @@ class CacheSalts:
         return salt
 
 
-class Seat(Struct, frozen=True):
-    """A request's slot, and whether it may reuse the slot's cache."""
-
-    slot: int | None = None
-    may_reuse: bool = False
-    continues: int = 0
-    """How many of its messages are those of the slot's last request, the whole conversation of that."""
-
-
 UNKNOWN = Seat()
 
 
 class _Slot:
     def __init__(self, id: int) -> None:
         self.id, self.salt, self.prefix, self.busy, self.last = id, "", b"", False, 0
-        self.conversation, self.mark, self.tokens = b"", "", 0
-        """Digest, mark and length of the conversation in it, where it may be saved."""
-
-    def forget(self) -> None:
-        self.salt, self.conversation, self.mark, self.tokens = "", b"", "", 0
 
 
 class _Slots:
@@ -89,23 +73,16 @@ class _Slots:
     def forget(self) -> None:
         """Forget the salts: any slot may hold any prompt."""
         for slot in self.slots:
-            slot.forget()
+            slot.salt = ""
 
-    def choose(self, salt: str, prefix: bytes, chain: Chain = ()) -> _Slot | None:
+    def choose(self, salt: str, prefix: bytes) -> _Slot | None:
         """Return the free slot to use:
 
-        (1) one of the same salt whose prompt this one continues, by the conversation where that is known;
+        (1) one of the same salt whose prompt this one continues;
         (2) one without a salt;
         (3) the least recently used.
         """
         free = [s for s in self.slots if not s.busy]
-        if chain:
-            known = {digest: number for number, digest in enumerate(chain, 1)}
-            same_one = [s for s in free if s.salt == salt and s.conversation in known]
-            unused = next((s for s in free if not s.last), None)
-            if same_one:  # (1)
-                return max(same_one, key=lambda s: known[s.conversation])
-            return unused or min(free, key=lambda s: s.last, default=None)  # (2), (3)
         matching = [(_common(s.prefix, prefix), s) for s in free if s.salt == salt]
         same, best = max(matching, key=lambda a: (a[0], a[1].last), default=(0, None))
         if best is not None and same >= len(best.prefix) // 2:  # (1)
@@ -121,15 +98,12 @@ class SlotTable:
         self._instances: dict[str, _Slots] = {}
 
     @contextmanager
-    def seat(
-        self, instance: str, number: int | None, salt: str, body: bytes, company: int, chain: Chain = ()
-    ) -> Iterator[Seat]:
+    def seat(self, instance: str, number: int | None, salt: str, body: bytes, company: int) -> Iterator[Seat]:
         """Assign a slot to a request until it ends. `number`: slots of the instance; None: the request's slots are
-        unknown. `company` changes when other routers have used the instances. `chain`: the request's conversation, if
-        it may be saved."""
+        unknown. `company` changes when other routers have used the instances."""
         slots = self._slots_of(instance, number, company)
         prefix = body[:_COMPARED]
-        slot = slots.choose(salt, prefix, chain) if number else None
+        slot = slots.choose(salt, prefix) if number else None
         if slot is None:
             slots.untracked += 1
             slots.forget()
@@ -140,42 +114,12 @@ class SlotTable:
                 slots.forget()
             return
         may_reuse = slot.salt == salt and not slots.untracked
-        continues = chain.index(slot.conversation) + 1 if may_reuse and slot.conversation in chain else 0
         slots.turn += 1
-        slot.forget()
         slot.salt, slot.prefix, slot.busy, slot.last = salt, prefix, True, slots.turn
         try:
-            yield Seat(slot.id, may_reuse, continues)
+            yield Seat(slot=slot.id, may_reuse=may_reuse)
         finally:
             slot.busy = False
-
-    def restored(self, instance: str, seat: Seat, salt: str) -> Seat:
-        """Return the seat of a request whose conversation was restored into its slot, unless that may hold another
-        prompt by now."""
-        slots = self._instances.get(instance)
-        slot = slots.slots[seat.slot] if slots and seat.slot is not None and seat.slot < len(slots.slots) else None
-        if slots is None or slot is None or slots.untracked or slot.salt != salt:
-            return seat
-        return replace(seat, may_reuse=True)
-
-    def served(self, instance: str, seat: Seat, salt: str, conversation: bytes, mark: str, tokens: int) -> None:
-        """Note the conversation that a request has left in its slot, with the tokens of its prompt."""
-        slots = self._instances.get(instance)
-        if slots is not None and seat.slot is not None and seat.slot < len(slots.slots) and not slots.untracked:
-            slot = slots.slots[seat.slot]
-            if slot.salt == salt:
-                slot.conversation, slot.mark, slot.tokens = conversation, mark, tokens
-
-    def contexts(self, instances: Collection[str], company: int) -> dict[str, tuple[SlotContext, ...]]:
-        """Return the conversations in the idle slots of these instances; none where other routers have been since."""
-        contexts = {
-            id: tuple(
-                SlotContext(slot=s.id, mark=s.mark, tokens=s.tokens) for s in slots.slots if s.mark and not s.busy
-            )
-            for id, slots in self._instances.items()
-            if id in instances and not slots.untracked and slots.company == company
-        }
-        return {id: held for id, held in contexts.items() if held}
 
     def _slots_of(self, instance: str, number: int | None, company: int) -> _Slots:
         slots = self._instances.pop(instance, None)
@@ -198,10 +142,10 @@ def isolation(function: Function, ran: str) -> Isolation:
     return server_of(function, ran).isolation
 
 
-def slots_to_seat(function: Function, ran: str, answers: int, *, alone: bool) -> int | None:
-    """Return the number of slots to choose from, or None if no slot can be assigned: with other routers, for several
-    answers, or if the function's arguments change the cache or the slots."""
-    if not alone or answers > 1 or any(word.partition("=")[0] in ("-cram", "--cache-ram") for word in function.args):
+def slots_to_seat(function: Function, ran: str, answers: int) -> int | None:
+    """Return the number of slots to choose from, or None if no slot can be assigned: for several answers, or if
+    the function's arguments change the cache or the slots."""
+    if answers > 1 or any(word.partition("=")[0] in ("-cram", "--cache-ram") for word in function.args):
         return None
     return max_concurrency(function, server_of(function, ran))
 

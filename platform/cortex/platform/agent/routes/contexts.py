@@ -11,7 +11,15 @@ from litestar.response import Stream
 
 from cortex.platform.agent.loop import Agent
 from cortex.platform.agent.pace import Pace
-from cortex.platform.agent_messages import ContextAnswer, ContextFailure, RemoveContexts, RestoreContext
+from cortex.platform.agent_messages import (
+    ContextAnswer,
+    ContextFailure,
+    LeaveSeat,
+    RemoveContexts,
+    RestoreContext,
+    Seat,
+    TakeSeat,
+)
 from cortex.platform.record import SavedContext
 
 CONTEXT = "context"
@@ -21,6 +29,16 @@ CONTEXT = "context"
 def routes(agent: Agent, pace: Pace) -> list[HTTPRouteHandler]:
     """Return the routes below `/contexts`."""
     contexts = agent.supervisor.contexts
+
+    @post("/contexts/seat", status_code=200)
+    async def seat(data: TakeSeat) -> Seat:
+        """Assign a slot to a request; the answer says to ask again while none is free."""
+        return await contexts.seating.take(data)
+
+    @post("/contexts/leave", status_code=200)
+    async def leave(data: LeaveSeat) -> dict[str, str]:
+        contexts.seating.leave(data)
+        return {"instance": data.instance}
 
     @post("/contexts/restore", status_code=200)
     async def restore(data: RestoreContext) -> ContextAnswer:
@@ -43,7 +61,7 @@ def routes(agent: Agent, pace: Pace) -> list[HTTPRouteHandler]:
             raise NotFoundException("no such saved conversation is on this host")
         return Stream(_chunks(content, pace, contexts.reread), media_type="application/octet-stream")
 
-    return [restore, failed, remove, lend]
+    return [seat, leave, restore, failed, remove, lend]
 
 
 async def _chunks(content: Generator[bytes], pace: Pace, after: Any) -> AsyncIterator[bytes]:
