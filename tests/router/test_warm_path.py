@@ -32,7 +32,7 @@ from tests.support.stack import free_port, own_redis
 
 PLAIN = b'{"model":"bench/model","messages":[{"role":"user","content":"Hello!"}]}'
 STREAM = b'{"model":"bench/model","stream":true,"messages":[{"role":"user","content":"Hello!"}]}'
-CALLS_PER_CHUNK = 16
+CALLS_PER_CHUNK, CALLS_PER_WHOLE_CHUNK = 20, 9
 """Python functions that a chunk runs from the worker's connection to the client's."""
 BYTES_PER_CHUNK = 64
 """Memory that is still held for each chunk after it was passed on."""
@@ -133,7 +133,10 @@ class _Transport:
 class _Deaf(ReadingClient):
     """Keeps nothing."""
 
+    takes_chunks = False
+
     def write(self, data: bytes) -> None: ...
+    def write_chunk(self, chunk: bytes) -> None: ...
 
 
 class Wire:
@@ -143,7 +146,8 @@ class Wire:
         self.connection = WorkerConnection("http://w", lambda _: None, 1 << 18)
         self.connection.connection_made(_Transport())  # type: ignore[arg-type]
         self.response: WorkerResponse = self.connection.send(b"", b"")
-        client, record = _Deaf(), RequestRecord("r", "f", "f", "chat", streams=True, read_s=0.0)
+        self.client = client = _Deaf()
+        record = RequestRecord("r", "f", "f", "chat", streams=True, read_s=0.0)
         stream = ChatStream(Reply(id="c", model="alias", usage_is_ours=True))
         self._relay = Relay(client, stream, record, lambda: None)
         record.status = 200
@@ -196,6 +200,17 @@ async def test_a_chunk_runs_few_functions_and_no_coroutine_task_or_timer(wire: W
     assert (len(loop._ready), len(loop._scheduled)) == scheduled  # type: ignore[attr-defined]
 
 
+async def test_a_chunk_for_a_client_that_takes_chunks_is_not_parsed(wire: Wire) -> None:
+    chunk = servers.STREAM[1]
+    framed = b"%x\r\n%b\r\n" % (len(chunk), chunk)
+    wire.client.takes_chunks = True
+
+    calls = calls_of(lambda: wire.connection.data_received(framed))[1:]
+
+    assert len(calls) <= CALLS_PER_WHOLE_CHUNK, calls
+    assert "WorkerConnection.on_body" not in calls
+
+
 async def test_chunks_that_arrive_together_run_what_one_runs_but_for_the_parser(wire: Wire) -> None:
     chunk = servers.STREAM[1]
     framed = b"%x\r\n%b\r\n" % (len(chunk), chunk)
@@ -203,7 +218,7 @@ async def test_chunks_that_arrive_together_run_what_one_runs_but_for_the_parser(
     one = calls_of(lambda: wire.connection.data_received(framed))
     five = calls_of(lambda: wire.connection.data_received(framed * 5))
 
-    assert len(five) - len(one) <= 4 * 4, (one, five)
+    assert len(five) - len(one) <= 4 * 5, (one, five)
 
 
 async def test_no_chunk_of_words_is_decoded(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:

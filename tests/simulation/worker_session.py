@@ -178,7 +178,7 @@ class Connections:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    async def post(self, origin: str, path: str, body: bytes, headers: dict[str, str]) -> "Response":
+    async def post(self, origin: str, path: str, body: bytes, headers: dict[str, str], **_: object) -> "Response":
         """Send a request. Raises ConnectionFailed."""
         try:
             return await self._session.post(origin + path, headers=headers, data=body)

@@ -60,6 +60,13 @@ class ReadingClient:
         assert not self.status
         self.status, self.headers = status, dict([*self.more_headers, *headers])
 
+    @property
+    def takes_chunks(self) -> bool:
+        return False
+
+    def write_chunk(self, chunk: bytes) -> None:
+        raise AssertionError("it takes no chunks")
+
     def write(self, data: bytes) -> None:
         assert self.status
         assert not self.has_ended

@@ -62,6 +62,8 @@ class Server(Struct, frozen=True, kw_only=True):
     """Saves and restores the prompt of a slot by `POST /slots/N?action=…`."""
     stops_when_client_leaves: bool = True
     """Stops an unstreamed request, too, when its connection closes."""
+    keeps_connections: bool = True
+    """Takes another request on a connection after an answer in chunks, unless it announces the close."""
 
 
 _LLAMA = Server(
@@ -82,6 +84,8 @@ _LLAMA = Server(
     saves_slots=True,
     # Observed: an unstreamed request of 30000 tokens continued for 27 s after its client had left.
     stops_when_client_leaves=False,
+    # It closes a connection after a stream without announcing it: a request that is sent meanwhile is lost.
+    keeps_connections=False,
 )
 
 COMMAND = "command"
@@ -111,7 +115,7 @@ SERVERS: dict[str, Server] = {
         takes_audio=False,
         stops_when_client_leaves=False,
     ),
-    COMMAND: Server(completion_tokens=None),
+    COMMAND: Server(completion_tokens=None, keeps_connections=False),
     "fake": Server(
         native=frozenset(),
         dialects=TALKS | {"embeddings", "rerank"} | MEDIA,

@@ -25,6 +25,9 @@ class Client(Protocol):
     async def send(self, status: int, headers: Headers, body: bytes) -> None: ...
     def start(self, status: int, headers: Headers) -> None: ...
     def write(self, data: bytes) -> None: ...
+    @property
+    def takes_chunks(self) -> bool: ...
+    def write_chunk(self, chunk: bytes) -> None: ...
     async def end(self) -> None: ...
     def abort(self) -> None: ...
 
@@ -70,6 +73,13 @@ class PassingClient:
 
     def write(self, data: bytes) -> None:
         self._client.write(data)
+
+    @property
+    def takes_chunks(self) -> bool:
+        return self._client.takes_chunks
+
+    def write_chunk(self, chunk: bytes) -> None:
+        self._client.write_chunk(chunk)
 
     async def end(self) -> None:
         await self._client.end()

@@ -87,6 +87,53 @@ def test_a_stream_is_the_same_with_and_without_templates_however_it_is_cut(
     assert relayed(pieces, decodes=False, model=model) == expected
 
 
+def in_chunk(data: bytes, framing: str) -> bytes:
+    """Return a piece of a stream as HTTP frames it (`right`), or in a form that the parser has to read."""
+    size = b"%x" % (len(data) + (framing == "wrong"))
+    return {"upper": size.upper(), "zeros": b"0" + size, "extension": size + b";a=b"}.get(framing, size) + (
+        b"\r\n%b\r\n" % data
+    )
+
+
+def unframed(chunk: bytes) -> bytes:
+    size, _, rest = chunk.partition(b"\r\n")
+    assert rest[-2:] == b"\r\n"
+    assert size == b"%x" % (len(rest) - 2)
+    return rest[:-2]
+
+
+FRAMINGS = st.sampled_from(["right"] * 6 + ["upper", "zeros", "extension", "wrong"])
+
+
+@given(st.lists(st.tuples(FRAMES, FRAMINGS), max_size=12), st.sampled_from(["m", "an alias"]), st.data())
+@examples(300)
+def test_a_stream_in_chunks_of_http_is_the_same_with_and_without_their_framing(
+    frames: list[tuple[bytes, str]], model: str, data: st.DataObject
+) -> None:
+    pieces = [(frame(encoded(a_chunk("first"))), "right"), *frames, *((end, "right") for end in END)]
+    cut = data.draw(st.integers(0, len(pieces) - 1))  # one event in two chunks
+    (whole, _), at = pieces[cut], data.draw(st.integers(0, 40))
+    pieces[cut : cut + 1] = [(part, "right") for part in (whole[:at], whole[at:]) if part]
+
+    stream, output = ChatStream(Reply(id="c", model=model, usage_is_ours=True)), b""
+    for piece, framing in pieces:
+        chunk = stream.feed_chunk(in_chunk(piece, framing))
+        output += unframed(chunk) if chunk else stream.feed(piece)
+    output += stream.close()
+
+    expected = relayed([piece for piece, _ in pieces], decodes=True, model=model)
+    assert (output, stream.rough_tokens, stream.tokens) == expected
+
+
+def test_words_in_chunks_of_http_need_no_parser() -> None:
+    words = [frame(encoded(a_chunk(f" word {n}"))) for n in range(10)]
+    for model in ("m", "an alias"):
+        stream = ChatStream(Reply(id="c", model=model))
+        stream.feed(words[0])
+        assert all(stream.feed_chunk(in_chunk(word, "right")) for word in words)
+        assert not any(stream.feed_chunk(in_chunk(word, framing)) for word in words for framing in ("wrong", "upper"))
+
+
 def translated(dialect: str, pieces: list[bytes], *, decodes: bool) -> tuple[bytes, int, object]:
     """Return what a client of another dialect gets, with templates or without."""
     builder = messages_request() if dialect == "messages" else responses_request()

@@ -116,7 +116,7 @@ class Stage:
     def start(self, request_record: object, headers: object) -> dict[str, str]:
         return {}
 
-    async def post(self, instance: Instance, path: str, body: bytes, more: object = None) -> Answer:
+    async def post(self, instance: Instance, path: str, body: bytes, more: object = None, **_: object) -> Answer:
         self.posted.append((instance.id, self.in_flight.on(instance.id)))
         await self.breaks.wait()
         raise self.error

@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Callable
 from itertools import pairwise
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cortex.router.request.worker_connections import WorkerConnection
 from cortex.router.request.worker_response import BodyTooLong, ConnectionFailed
 from tests.router.dialects.examples import examples
 from tests.router.request.test_worker_connections import (
@@ -26,10 +28,12 @@ MOST = 1 << 30
 
 
 class Reader:
-    """Keeps what it takes. It is over after `wanted` bytes, and takes `room` bytes until it has `read()`."""
+    """Keeps what it takes. It is over after `wanted` bytes, and takes `room` bytes until it has `read()`. It takes
+    whole chunks that have no more than `chunk` bytes with their framing."""
 
-    def __init__(self, *, wanted: int = MOST, room: int = MOST) -> None:
+    def __init__(self, *, wanted: int = MOST, room: int = MOST, chunk: int = 0) -> None:
         self.pieces: list[bytes] = []
+        self.most, self.chunks = chunk, 0
         self.wanted, self.room, self._resume = wanted, room, None  # type: int, int, Callable[[], None] | None
         self.full = asyncio.Event()
 
@@ -48,6 +52,14 @@ class Reader:
             return True
         self.full.set()
         return False
+
+    def take_chunk(self, chunk: bytes) -> bool:
+        size, _, rest = chunk.partition(b"\r\n")
+        if len(chunk) > self.most or size == b"0" or size != b"%x" % (len(rest) - 2) or rest[-2:] != b"\r\n":
+            return False
+        self.chunks += 1
+        self.pieces.append(rest[:-2])
+        return True
 
     def when_writable(self, resume: Callable[[], None] | None) -> None:
         self._resume = resume
@@ -80,6 +92,41 @@ async def test_a_body_is_passed_on_whole_however_its_bytes_arrive(body: bytes, c
         await passed(there.url, sink)
 
     assert sink.body == body
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=12) | st.just(b"0\r\n\r\n"), max_size=8),
+    st.sets(st.integers(1, 120), max_size=12),
+    st.integers(0, 20),
+)
+@examples(50)
+async def test_whole_chunks_are_passed_on_in_order_among_others(texts: list[bytes], cuts: set[int], chunk: int) -> None:
+    frames = [b"%x\r\n%b\r\n" % (len(text), text) for text in texts]
+    answer = CHUNKED + b"".join(frames) + b"0\r\n\r\n"
+    ends = [len(CHUNKED) + len(b"".join(frames[:n])) for n in range(len(frames) + 1)]
+    places = sorted({0, *ends, *(c for c in cuts if c < len(answer)), len(answer)})
+    async with workers(answers(*(answer[a:b] for a, b in pairwise(places)))) as there:
+        sink = Reader(chunk=chunk)
+        await passed(there.url, sink)
+
+    assert sink.body == b"".join(texts)
+
+
+async def test_a_chunk_that_the_sink_takes_is_not_parsed() -> None:
+    connection = WorkerConnection("http://w", lambda _: None, 1 << 18)
+    connection.connection_made(Mock(spec=asyncio.Transport))
+    response = connection.send(b"", b"")
+    connection.data_received(CHUNKED + b"1\r\na\r\n")
+    sink = Reader(chunk=100)
+    passing = asyncio.ensure_future(response.pass_to(sink, 100))
+    await asyncio.sleep(0)
+
+    for data in (b"1\r\nb\r\n", b"1\r\nc\r\n1", b"\r\nd\r\n", b"1\r\ne\r\n"):
+        connection.data_received(data)
+    assert (sink.body, sink.chunks) == (b"abcde", 2)
+    connection.data_received(b"0\r\n\r\n")
+
+    await asyncio.wait_for(passing, 5)
 
 
 async def test_chunks_that_arrive_together_are_passed_on_together() -> None:

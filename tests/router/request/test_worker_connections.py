@@ -145,6 +145,18 @@ async def test_an_answer_split_anywhere_is_the_same(data: st.DataObject) -> None
     assert there.connections == 2  # after chunks a server may close its end unannounced
 
 
+@pytest.mark.parametrize(("header", "connections_made"), [(b"", 1), (b"Connection: close\r\n", 2)])
+async def test_after_chunks_a_connection_is_used_again_if_the_worker_keeps_it(
+    header: bytes, connections_made: int
+) -> None:
+    answer = b"HTTP/1.1 200 OK\r\n%bTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n" % header
+    async with workers(answers(answer)) as there, connections() as pool:
+        for _ in range(2):
+            assert await read(await pool.post(there.url, "/v1/x", b"{}", {}, keeps_chunked=True)) == b"hello"
+
+    assert there.connections == connections_made
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -125,6 +125,20 @@ class ClientConnection:
         if data and not cycle.disconnected:
             cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if cycle.chunked_encoding else data)
 
+    @property
+    def takes_chunks(self) -> bool:
+        """Whether `write_chunk` can send: the answer has begun in chunks, and the client reads it."""
+        cycle = self._cycle
+        return (
+            cycle.response_started
+            and cycle.chunked_encoding is True
+            and not (cycle.disconnected or self._protocol.flow.write_paused)
+        )
+
+    def write_chunk(self, chunk: bytes) -> None:
+        """Send a piece of the body that has its framing as a chunk (RFC 9112, 7.1)."""
+        self._cycle.transport.write(chunk)
+
     async def end(self) -> None:
         """End the body."""
         cycle = self._cycle

@@ -441,7 +441,10 @@ class Exchange:
         streamed = asked_to_stream(body) if self._streams_anyway() else None
         sent = body if streamed is None else streamed
         call = self._call
-        answer = await self._exchanges.upstream.post(instance, call.path, call.form or sent, self._trace)
+        keeps_chunked = server_of(self.target.function, instance.server).keeps_connections
+        answer = await self._exchanges.upstream.post(
+            instance, call.path, call.form or sent, self._trace, keeps_chunked=keeps_chunked
+        )
         try:
             if answer.status != 200:
                 await self._failed(instance, answer)

@@ -33,6 +33,7 @@ class Relay:
         """`hidden` removes cached token counts, `cuts` are the stop strings that cortex finds itself."""
         self._client, self._stream, self._record, self._start = client, stream, request_record, start
         self._hidden, self._cut = hidden, StopCut(cuts) if cuts else None
+        self._is_changed = hidden is not None or bool(cuts)
 
     @property
     def over(self) -> bool:
@@ -59,6 +60,19 @@ class Relay:
         if data:
             self._pass(data)
         return not self._client.is_full
+
+    def take_chunk(self, chunk: bytes) -> bool:
+        """Pass on one whole chunk of HTTP, framing included, that differs from an earlier one in its text only. False:
+        `take` has to."""
+        client = self._client
+        if self._is_changed or not client.takes_chunks:
+            return False
+        output = self._stream.feed_chunk(chunk)
+        if not output:
+            return False
+        self._record.piece(time.monotonic())
+        client.write_chunk(output)
+        return True
 
     def close(self) -> None:
         """End the stream: the worker's body has ended. Raises what `take` does."""

@@ -404,6 +404,10 @@ class Keeper(PassingClient):
             self.failure = _failure(status, body)
         await self._client.send(status, headers, body)
 
+    @property
+    def takes_chunks(self) -> bool:
+        return False  # the recording needs the events without framing
+
     def write(self, data: bytes) -> None:
         if self.failure is None:
             try:
@@ -523,6 +527,14 @@ class Detached:
     def write(self, data: bytes) -> None:
         if self._client:
             self._client.write(data)
+
+    @property
+    def takes_chunks(self) -> bool:
+        return self._client is not None and self._client.takes_chunks
+
+    def write_chunk(self, chunk: bytes) -> None:
+        if self._client:
+            self._client.write_chunk(chunk)
 
     async def end(self) -> None:
         if self._client:

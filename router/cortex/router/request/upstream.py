@@ -137,9 +137,16 @@ class Upstream:
         await self._http.close()
 
     async def post(
-        self, instance: Instance, path: str, body: bytes | Outgoing, more: Mapping[str, str] | None = None
+        self,
+        instance: Instance,
+        path: str,
+        body: bytes | Outgoing,
+        more: Mapping[str, str] | None = None,
+        *,
+        keeps_chunked: bool = False,
     ) -> Answer:
         """Send a request and return the answer after its headers. The caller closes it. A body in pieces is sent once.
+        `keeps_chunked`: the worker takes another request on the connection after an answer in chunks.
 
         Raises Broken, Stranger, or what the pieces raise. Cancellation closes the connection, which stops the worker.
         """
@@ -151,7 +158,7 @@ class Upstream:
                     if not await worker_http.serves(self._http, instance, key):
                         continue
             with _mapped:
-                response = await self._send(instance.url, path, key, body, more)
+                response = await self._send(instance.url, path, key, body, more, keeps_chunked)
                 if response.status not in worker_http.KEY_REFUSED or await self._refuses(response, instance, key):
                     self._remember(instance, key)
                     return Answer(response)
@@ -177,7 +184,7 @@ class Upstream:
         return await worker_http.is_well(self._http, instance, next(self._last_key_first(instance)))
 
     async def _send(
-        self, url: str, path: str, key: str, body: bytes | Outgoing, more: Mapping[str, str] | None
+        self, url: str, path: str, key: str, body: bytes | Outgoing, more: Mapping[str, str] | None, keeps_chunked: bool
     ) -> WorkerResponse:
         headers = worker_http.headers(key)
         headers["Content-Type"] = "application/json" if isinstance(body, bytes) else body.content_type
@@ -185,7 +192,7 @@ class Upstream:
             headers.update(more)
         try:
             if isinstance(body, bytes):
-                return await self._connections.post(url, path, body, headers)
+                return await self._connections.post(url, path, body, headers, keeps_chunked=keeps_chunked)
             return await self._connections.upload(url, path, body.pieces(), body.size, headers)
         except NotConnected as error:
             raise NotReached(str(error)) from error

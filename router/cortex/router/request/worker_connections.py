@@ -41,6 +41,10 @@ class WorkerConnection(asyncio.Protocol):
         self._parser: httptools.HttpResponseParser
         self._response: WorkerResponse | None = None
         self._headers = self._silent = 0
+        self._keeps_chunked = False
+        """Whether the connection can carry another request after an answer in chunks."""
+        self._is_between_chunks = False
+        """Whether the next byte of the answer begins a chunk."""
         self._poll: select.poll | None = None
         self.is_open = False
         self.idle_since = 0.0
@@ -48,10 +52,12 @@ class WorkerConnection(asyncio.Protocol):
         self._room: asyncio.Future[None] | None = None
         """Done when the worker has read what was sent; None: it has."""
 
-    def send(self, head: bytes, body: bytes) -> WorkerResponse:
-        """Send a request; its answer arrives in what this returns."""
+    def send(self, head: bytes, body: bytes, *, keeps_chunked: bool = False) -> WorkerResponse:
+        """Send a request; its answer arrives in what this returns. `keeps_chunked`: the worker takes another request
+        on the connection if the answer comes in chunks."""
         response = self._response = WorkerResponse(self, self._read_bytes)
         self._headers = self._silent = 0
+        self._keeps_chunked, self._is_between_chunks = keeps_chunked, False
         if len(body) <= JOIN_BYTES:
             self._transport.write(head + body)
         else:
@@ -131,6 +137,8 @@ class WorkerConnection(asyncio.Protocol):
         if response is None:  # nothing was requested
             self.abort()
             return
+        if self._is_between_chunks and response.pass_chunk(data):
+            return  # the parser stays between chunks
         self._silent += len(data)
         try:
             self._parser.feed_data(data)
@@ -138,6 +146,8 @@ class WorkerConnection(asyncio.Protocol):
             response.flush()
             self._fail(ConnectionFailed("its answer is not HTTP"))
         else:
+            if data[-1:] != b"\n":  # perhaps the beginning of the next chunk's size
+                self._is_between_chunks = False
             response.flush()
             if self._silent > SILENT_BYTES or self._headers > HEADERS:
                 self._fail(ConnectionFailed("its answer has too long a head"))
@@ -192,6 +202,12 @@ class WorkerConnection(asyncio.Protocol):
         if self._response is not None and status >= 200:
             self._response.begin(status)
 
+    def on_chunk_header(self) -> None:
+        self._is_between_chunks = False
+
+    def on_chunk_complete(self) -> None:
+        self._is_between_chunks = True
+
     def on_body(self, body: bytes) -> None:
         self._silent = 0
         if self._response is not None:
@@ -206,9 +222,8 @@ class WorkerConnection(asyncio.Protocol):
             return
         self._response = None
         response.complete()
-        # llama.cpp's server closes a connection after a stream without announcing it: a request sent meanwhile is lost.
-        keeps = "content-length" in response.headers and self._parser.should_keep_alive()
-        if self._is_sending or not (self.is_open and keeps):
+        keeps = "content-length" in response.headers or self._keeps_chunked
+        if self._is_sending or not (self.is_open and keeps and self._parser.should_keep_alive()):
             self.abort()
             return
         self._transport.resume_reading()
@@ -226,14 +241,19 @@ class WorkerConnections:
         self._loop = asyncio.get_running_loop()
         self._closed = False
 
-    async def post(self, origin: str, path: str, body: bytes, headers: Mapping[str, str]) -> WorkerResponse:
+    async def post(
+        self, origin: str, path: str, body: bytes, headers: Mapping[str, str], *, keeps_chunked: bool = False
+    ) -> WorkerResponse:
         """Send a POST to `http://host:port` and return its answer after the head. The caller closes it.
+        `keeps_chunked`: the worker takes another request on the connection after an answer in chunks.
 
         Raises NotConnected, ConnectionWasReset or ConnectionFailed. Cancellation closes the connection.
         """
         connection = self._take(origin) or await self._connect(origin)
         head = _head(origin, path, tuple(headers.items()))
-        response = connection.send(b"%bContent-Length: %d\r\n\r\n" % (head, len(body)), body)
+        response = connection.send(
+            b"%bContent-Length: %d\r\n\r\n" % (head, len(body)), body, keeps_chunked=keeps_chunked
+        )
         try:
             await response.head()
         except BaseException:

@@ -27,11 +27,13 @@ class BodyTooLong(Exception):
 
 class Sink(Protocol):
     """Takes a body piece by piece. After `take` has returned False, nothing is read until it is writable. `over`: it
-    takes no more."""
+    takes no more. `take_chunk` takes one whole chunk of HTTP, framing included, or returns False: its body follows by
+    `take`."""
 
     @property
     def over(self) -> bool: ...
     def take(self, data: bytes) -> bool: ...
+    def take_chunk(self, chunk: bytes) -> bool: ...
     def when_writable(self, resume: Callable[[], None] | None) -> None: ...
 
 
@@ -175,6 +177,14 @@ class WorkerResponse:
             self._paused = True
             self._connection.pause_reading()
             sink.when_writable(self._resume)
+
+    def pass_chunk(self, data: bytes) -> bool:
+        """Pass on what may be one whole chunk of HTTP, framing included. False: it has to be parsed."""
+        sink = self._sink
+        if sink is None or self._paused or len(data) > self._left or not sink.take_chunk(data):
+            return False
+        self._left -= len(data)
+        return True
 
     def _resume(self) -> None:
         """Go on: the reader has room again."""

@@ -65,6 +65,21 @@ class ChatStream(FrameStream):
     def ping(self, reason: str = "") -> bytes:
         return b"" if self.over else comment(reason or "waiting") + b"\n"
 
+    def feed_chunk(self, chunk: bytes) -> bytes:
+        """Relay a chunk of HTTP as it is framed, if a template has the event in it; else return nothing."""
+        template, around = self._template, self._around
+        if template is None or around is None or self.over or not self._frames.is_between:
+            return b""
+        text = template.text_in_chunk(chunk)
+        if not text:
+            return b""
+        self._templates = 0
+        self.rough_tokens += rough_tokens(text)
+        if around == template.around:
+            return chunk
+        before, after = around
+        return b"%x\r\n%b%b%b\r\n" % (len(before) + len(text) + len(after), before, text, after)
+
     def _relay_texts(self, template: Template, texts: list[bytes], data: bytes, out: list[bytes]) -> None:
         self.rough_tokens += sum(map(rough_tokens, texts))
         if self._around == template.around:

@@ -48,7 +48,9 @@ class Stream(Protocol):
     """A stream to a client.
 
     Call `fit()` when the prompt was counted, `open()` and `ping()` while waiting (with the reason, if it is known),
-    `feed()` per piece of the worker's body, `close()` at its end, `fail()` when the worker is lost. `fault`: the error
+    `feed()` per piece of the worker's body, `close()` at its end, `fail()` when the worker is lost. `feed_chunk()`
+    takes a piece in HTTP's chunk framing and returns it as framed for the client; it returns nothing, and has no
+    effect, if the piece has to be fed without its framing. `fault`: the error
     that ended it; `over`: no bytes follow; `tokens`: the worker's usage; `rough_tokens`: an estimate of the output so
     far, for a stream that ends without usage; `media_type`: its content type; `tells_errors`: whether `fail` returns
     an error that a client reads, else a failed stream ends with its connection.
@@ -65,6 +67,7 @@ class Stream(Protocol):
     def fit(self, max_tokens: int | None, input_tokens: int | None) -> None: ...
     def open(self) -> bytes: ...
     def feed(self, data: bytes) -> bytes: ...
+    def feed_chunk(self, chunk: bytes) -> bytes: ...
     def close(self) -> bytes: ...
     def ping(self, reason: str = "") -> bytes: ...
     def fail(self, fault: Fault) -> bytes: ...
@@ -107,6 +110,10 @@ class FrameStream(ABC):
         except BadAnswer as error:
             out.append(self.fail(error.fault()))
         return b"".join(out)
+
+    def feed_chunk(self, chunk: bytes) -> bytes:
+        """Relay a chunk of HTTP as it is framed, if a template has the event in it; else return nothing."""
+        return b""
 
     def close(self) -> bytes:
         """End the stream: the worker's body has ended."""

@@ -13,6 +13,7 @@ from cortex.router.dialects.core.chunks import CHARACTERS_PER_TOKEN, Chunk
 
 _TEXTS = ("content", "reasoning_content")
 _HEAD, _END = b"data: ", b"\n\n"
+_LINE_END = b"\r\n"
 _PLAIN = bytes(range(0x20, 0x80)).translate(None, b'"\\')
 """The characters of most texts: a JSON string has them as they are, a byte each."""
 _STRING = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\["\\/bfnrt][^"\\\x00-\x1f]*+)*+')
@@ -28,11 +29,12 @@ Around = tuple[bytes, bytes]
 class Template:
     """A worker's chunk, and the bytes around its text."""
 
-    __slots__ = ("_chunk", "_least", "_name", "_owner", "_text", "around")
+    __slots__ = ("_after", "_chunk", "_least", "_name", "_owner", "_text", "around")
 
     def __init__(self, around: Around, chunk: Chunk, owner: msgspec.Struct, name: str, text: str) -> None:
         """The chunk's text is the field `name` of `owner`, a part of the chunk."""
         self.around, self._least = around, len(around[0]) + len(around[1])
+        self._after = around[1] + _LINE_END
         self._chunk, self._owner, self._name, self._text = chunk, owner, name, text
 
     def texts(self, data: bytes) -> list[bytes]:
@@ -55,6 +57,18 @@ class Template:
             texts.append(text)
             at = end
         return texts
+
+    def text_in_chunk(self, data: bytes) -> bytes:
+        """Return the text of the frame that is one whole chunk of HTTP (RFC 9112, 7.1), framing included. Empty, for
+        anything else and for texts that are not plain ASCII."""
+        before, after = self.around[0], self._after
+        at = data.find(b"\n") + 1
+        if not (data.startswith(before, at) and data.endswith(after)):
+            return b""
+        text = data[at + len(before) : -len(after)]
+        if text.translate(None, _PLAIN) or data[:at] != b"%x\r\n" % (len(data) - at - len(_LINE_END)):
+            return b""
+        return text
 
     def chunk(self, text: bytes) -> Chunk:
         """Return the chunk with one of the `texts`. It is the same object each time."""

@@ -114,6 +114,10 @@ class MediaStream:
             self._read(data)
         return data
 
+    def feed_chunk(self, chunk: bytes) -> bytes:
+        """Return nothing: only the body is read."""
+        return b""
+
     def close(self) -> bytes:
         """End the answer: the worker's body has ended."""
         self.over = True
