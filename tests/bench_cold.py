@@ -3,6 +3,9 @@
 Router, agent and Redis are real processes; each figure is the time from a streamed request to its first token. A plain
 start has no launcher. `--model` names a model directory; without it two tiny models are written. Two functions never
 fit together: each declares more than half of the device. `python -m tests.bench_cold --engine HOME` needs no `uv`.
+
+On a GPU an evicted instance sleeps, so that the second swap is a return, and a function is frozen and restored, too:
+`CORTEX_TEST_VLLM=HOME just bench-cold --device gpu --model DIR --set 'args=["--enforce-eager"]' --limit-s 1800`.
 """
 
 import argparse
@@ -16,9 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import httpx
@@ -26,6 +30,7 @@ import psutil
 from msgspec import Struct
 
 from cortex.functions.lifecycle import State
+from cortex.platform.record import Tier
 from tests.bench.page import COLD_STARTS, PAGE, cpu_model, with_section
 from tests.support import tiny_vllm
 from tests.support.catalogues import entry, fake
@@ -57,6 +62,8 @@ class ColdHost:
 
     def __init__(self, fleet: Fleet, deadline: float) -> None:
         self._fleet, self._deadline = fleet, deadline
+        self._start = ""
+        """What the last request had to wait for."""
 
     def first_token_s(self, function: str) -> float:
         """Send a streamed request; return the seconds to the first event that has a token."""
@@ -68,7 +75,7 @@ class ColdHost:
         with self._fleet.http.stream("POST", "/v1/chat/completions", json=body, timeout=self._left_s()) as answer:
             if not answer.is_success:
                 raise SystemExit(f"{function} does not answer: {answer.read().decode()[:500]}")
-            took_s = 0.0
+            took_s, self._start = 0.0, answer.headers["x-cortex-start"]
             for line in answer.iter_lines():
                 if line.startswith("data: {") and '"choices"' in line and not took_s:
                     took_s = time.monotonic() - began
@@ -77,8 +84,10 @@ class ColdHost:
         return took_s
 
     def path(self, function: str) -> str:
-        """Return how the function's instance started: `warm`, or `plain` with the reason."""
-        return next((i.path for i in self._fleet.records()["a"].instances if i.function == function), "")
+        """Return how the function's instance came to serve the last request: by a tier, or by a start that was `warm`,
+        or `plain` with the reason."""
+        path = next((i.path for i in self._fleet.records()["a"].instances if i.function == function), "")
+        return f"back from {self._start}" if self._start in tuple(Tier) else path
 
     def until_launcher(self) -> None:
         """Wait until a launcher is parked."""
@@ -92,7 +101,8 @@ class ColdHost:
         self._until(lambda: not self._instances(function), 60, f"{function} to be cold")
 
     def park(self, function: str) -> str:
-        """Park the function's instance; return its state then. Raises Skipped where it can only be stopped."""
+        """Park the function's instance; return its state, and what it holds. Raises Skipped where it can only be
+        stopped."""
         shown = json.loads(self._fleet.cli("fn", "show", function, "--json").stdout)
         if "park" not in shown:
             raise Skipped("this version of cortex cannot park an instance")
@@ -102,10 +112,19 @@ class ColdHost:
         if done.returncode:
             raise Skipped(f"cortex fn cool --park: {(done.stderr or done.stdout).strip().splitlines()[-1][:120]}")
         self._until(lambda: State.READY not in self._instances(function), 60, f"{function} to be parked")
-        states = self._instances(function)
-        if not states:
-            raise Skipped("this engine can only be stopped on this device: vLLM has no sleep mode on CPUs")
-        return str(states[0].value)
+        parked = next((i for i in self._fleet.records()["a"].instances if i.function == function), None)
+        if parked is None:
+            raise Skipped(self._why_stopped(shown["id"]))
+        return f"{parked.state}, {parked.held_mb:,} MiB on each device and {parked.ram_mb:,} MiB of RAM"
+
+    def _why_stopped(self, function: str) -> str:
+        """Return why an instance stopped instead of being parked."""
+        host = self._fleet.records()["a"]
+        if not host.tiers:
+            return "this engine can only be stopped on this device: vLLM has no sleep mode on CPUs"
+        view = json.loads(self._fleet.cli("fn", "show", function, "--json").stdout)
+        failed = [f"{tier}: {why}" for _, tier, why in view["unparkable"]]
+        return "; ".join(failed or [f"{tier}: {why}" for tier, why in host.tiers.items() if why])
 
     def _instances(self, function: str) -> list[State]:
         return [i.state for i in self._fleet.records()["a"].instances if i.function == function]
@@ -161,6 +180,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--write", action="store_true", help="write the section of docs/benchmarks.md")
     options = parser.parse_args()
+    if options.device == "gpu" and not _gpu("name"):
+        parser.error("there is no GPU here: nvidia-smi lists none. Without --device the CPU is measured")
     options.device = options.device or ("gpu" if _gpu("name") else "cpu")
     options.vram_mb = options.vram_mb or (
         3200 if options.device == "cpu" else int(0.55 * int(_gpu("memory.total") or 0))
@@ -184,7 +205,7 @@ def _models(options: argparse.Namespace, folder: Path) -> list[Path]:
 
 
 def _rows(options: argparse.Namespace, folder: Path, models: Sequence[Path], deadline: float) -> Generator[Row]:
-    one, two = NAMES
+    one = NAMES[0]
     with _host(options, folder / "plain", models, deadline, launcher=False) as host:
         yield Row("plain start", host.first_token_s(one), host.path(one))
         yield Row("resident", host.first_token_s(one))
@@ -195,21 +216,44 @@ def _rows(options: argparse.Namespace, folder: Path, models: Sequence[Path], dea
             if name == "start from the launcher":
                 host.cool(one)
         if options.functions == 2:
-            yield Row("swap of two functions, a start each", host.first_token_s(two), host.path(two))
-            yield Row("the same, back", host.first_token_s(one), host.path(one))
-        for name in ("park and wake", "the same, again"):
-            try:
-                state = host.park(one)
-            except Skipped as why:
-                yield Row(name, skipped=str(why))
-                break
-            yield Row(name, host.first_token_s(one), state)
+            yield from _swaps(host)
+        yield from _parked(host, "park and wake")
+    if options.device == "gpu":
+        frozen = {"park": "freeze"}
+        with _host(options, folder / "frozen", models[:1], deadline, launcher=True, more=frozen) as host:
+            host.until_launcher()
+            host.first_token_s(one)
+            yield from _parked(host, "freeze and restore")
+    else:
+        yield Row("freeze and restore", skipped="a driver freezes the memory of GPUs, and this device is a CPU")
     with _host(options, folder / "fake", models, deadline, launcher=False, device="gpu") as host:
         host.first_token_s(FAKE)
         state = host.park(FAKE)
         yield Row(
             "park and wake of a fake engine: cortex's own time", host.first_token_s(FAKE), f"{state}, a fake engine"
         )
+
+
+def _swaps(host: ColdHost) -> Iterator[Row]:
+    """Swap two functions that do not fit together. Where an evicted instance is parked, once more: its first sleep is
+    slow."""
+    one, two = NAMES
+    yield Row("swap of two functions", host.first_token_s(two), host.path(two))
+    yield Row("the same, back", host.first_token_s(one), how := host.path(one))
+    if how.startswith("back from"):
+        yield Row("swap of two functions that both slept before", host.first_token_s(two), host.path(two))
+        yield Row("the same, back", host.first_token_s(one), host.path(one))
+
+
+def _parked(host: ColdHost, name: str) -> Iterator[Row]:
+    """Park a function and have a request bring it back, twice; say why where it can only be stopped."""
+    for row in (name, "the same, again"):
+        try:
+            how = host.park(NAMES[0])
+        except Skipped as why:
+            yield Row(row, skipped=str(why))
+            return
+        yield Row(row, host.first_token_s(NAMES[0]), how)
 
 
 @contextlib.contextmanager
@@ -221,10 +265,12 @@ def _host(
     *,
     launcher: bool,
     device: Literal["", "cpu", "gpu"] = "",
+    more: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[ColdHost]:
-    """Run a host; with a `device`, one of this kind is declared instead of those of the machine."""
+    """Run a host; with a `device`, one of this kind is declared instead of those of the machine. `more` are keys of the
+    functions."""
     folder.mkdir()
-    keys: dict[str, Any] = {"engine": "vllm", "vram_mb": options.vram_mb, "context": 256, "idle_after_s": 3600}
+    keys: dict[str, Any] = {"engine": "vllm", "vram_mb": options.vram_mb, "context": 256, "idle_after_s": 3600, **more}
     for pair in options.set:
         key, _, value = pair.partition("=")
         keys[key] = json.loads(value)

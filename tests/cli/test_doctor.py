@@ -297,5 +297,24 @@ def test_ram_that_cannot_hold_a_sleeper_is_a_warning(weights_mb: int, warnings: 
     assert all("asleep it needs about 4500 MiB of RAM, and a gives" in f.text for f in findings)
 
 
+@pytest.mark.parametrize(
+    ("function", "warnings"),
+    [
+        ({"engine": "llamacpp", "vram_mb": 5000}, 1),
+        ({"engine": "llamacpp", "vram_mb": 3000}, 0),
+        ({"engine": "command", "vram_mb": 5000, "park": "freeze"}, 1),
+        ({"engine": "command", "vram_mb": 5000, "park": "stop"}, 0),
+        ({"engine": "vllm", "vram_mb": 5000, "park": "freeze"}, 0),
+    ],
+)
+def test_ram_that_cannot_hold_a_frozen_instance_is_a_warning(function: dict[str, Any], warnings: int) -> None:
+    host = tiered(tiers={Tier.SLEEP: "", Tier.FREEZE: ""})
+
+    findings = list(check_parking([a_function_view(**function)], [host]))
+
+    assert len(findings) == warnings
+    assert all("frozen it needs about 5000 MiB of RAM, and a gives" in f.text for f in findings)
+
+
 def test_hosts_without_gpus_have_nothing_to_say_about_tiers() -> None:
     assert list(check_parking([a_function_view(park="freeze")], [a_host()])) == []

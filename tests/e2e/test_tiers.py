@@ -187,10 +187,11 @@ def test_a_worker_that_cannot_sleep_stops_and_is_not_parked_again(fleet: Fleet, 
 
     start, other = served(fleet, function)
     reasons = fleet.records()["a"].unparkable[instances(fleet, function)[0].revision]
-    park(fleet, function)
+    again = fleet.cli("fn", "cool", function, "--park")
 
     assert (start, other != pid) == ("cold", True)
     assert list(reasons) == [Tier.SLEEP]
+    assert again.stdout == f"{function}: cold\nstopped instead of parked: by sleep on a: {reasons[Tier.SLEEP]}\n"
     assert instances(fleet, function) == []
     assert "not parked" not in fleet.cli("fn", "show", "f").stdout
     assert f"by sleep on a: {reasons[Tier.SLEEP]}" in fleet.cli("fn", "show", function).stdout
@@ -283,8 +284,9 @@ def test_without_ram_for_two_the_sleeper_used_longest_ago_stops(little_ram: Flee
 def test_a_function_with_park_stop_stops(fleet: Fleet) -> None:
     served(fleet, "stops")
 
-    park(fleet, "stops")
+    done = fleet.cli("fn", "cool", "stops", "--park")
 
+    assert done.stdout == 'stops: cold\nstopped instead of parked: its `park` is "stop"\n'
     assert instances(fleet, "stops") == []
 
 

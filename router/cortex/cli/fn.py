@@ -15,8 +15,9 @@ from cortex.cli.names import FUNCTION
 from cortex.cli.tables import ago, console, print_rows, span
 from cortex.cli.visible import echo, echo_json
 from cortex.functions.lifecycle import PARKED
+from cortex.functions.spec import Park
 from cortex.router.api_types import FunctionView, InstanceView
-from cortex.router.overview.wording import departure, eviction_reason, parked_lines, step
+from cortex.router.overview.wording import departure, eviction_reason, parked_lines, step, unparkable_lines
 from cortex.router.plan_types import Effect, Plan
 
 if TYPE_CHECKING:
@@ -181,6 +182,16 @@ def cool(name: str, now: bool, park: bool, timeout_s: float, as_json: bool) -> N
         echo_json({"cooled": sorted(draining), **asdict(function)})
     else:
         echo(f"{function.id}: {function.state}" + ("" if draining else " (nothing was warm)"))
+        stopped = draining - {i.id for i in function.instances}
+        if park and stopped:
+            echo(f"stopped instead of parked: {_why_stopped(function)}")
+
+
+def _why_stopped(function: FunctionView) -> str:
+    """Say why an instance that was to be parked has stopped."""
+    if function.park == Park.STOP:
+        return 'its `park` is "stop"'
+    return "; ".join(unparkable_lines(function)) or "`cortex doctor` says what its host can do"
 
 
 def show_plan(plan: Plan, as_json: bool) -> None:

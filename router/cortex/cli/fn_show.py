@@ -15,7 +15,7 @@ from cortex.cli.top import latency_line
 from cortex.cli.visible import echo, echo_json, for_terminal
 from cortex.functions.lifecycle import PARKED
 from cortex.router.api_types import FunctionSettings, FunctionView, InstanceView, LastStart, TrafficTotal
-from cortex.router.overview.wording import parked_lines, retention, start_lines, start_text
+from cortex.router.overview.wording import parked_lines, retention, start_lines, start_text, unparkable_lines
 
 _INSTANCES = ("INSTANCE", "HOST", "STATE", "DEVICES", "MEMORY MIB", "USED", "IN FLIGHT", "STARTED IN", "IDLE IN")
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
@@ -52,7 +52,7 @@ def show(name: str, as_json: bool) -> None:
         "starts": "; ".join(start_lines(function)),
         "memory": "; ".join(memory_lines(function)),
         "parked": "; ".join(parked_lines(function)),
-        "not parked": "; ".join(f"by {tier} on {host}: {why}" for host, tier, why in function.unparkable),
+        "not parked": "; ".join(unparkable_lines(function)),
         "last failure": function.failure or "",
         "next attempt in": _until(function.retry_at, function.now),
     }

@@ -33,7 +33,7 @@ from tests.support.factories import an_instance
 pytestmark = pytest.mark.skipif(cuda_double.COMPILER is None, reason="needs a C compiler for the driver's double")
 
 F = Function(id="f", engine=Engine.FAKE, vram_mb=1000)
-MEMORY_MB, ASLEEP_MB = 1000, 200
+MEMORY_MB, ASLEEP_MB, WEIGHTS_MB = 1000, 200, 300
 
 
 class Worker:
@@ -44,11 +44,12 @@ class Worker:
         self.card, self.token, self.events = card, HostToken.of_fleet(folder / "token", "a"), list[Event]()
         self.control, self.probe, self.freezer = ControlKeys(folder / "state"), Probe(self.token), Freezer()
         self._folder = folder
+        self.weights = {"f": WEIGHTS_MB}
         self.tiers = self.next_agent()
 
     def next_agent(self) -> Tiers:
         """Return what an agent started later has."""
-        record = HostRecord(name="a", address="http://x", engines={"fake": "1.0"})
+        record = HostRecord(name="a", address="http://x", engines={"fake": "1.0"}, weights=self.weights)
         return Tiers(
             self.probe, self.control, self.freezer, self.no_holders, lambda: record, self.scratch, self.events.append
         )
@@ -145,10 +146,22 @@ async def test_a_frozen_worker_holds_no_device_memory_and_returns(worker: Worker
 
     assert isinstance(parked, Parked)
     assert (parked.tier, parked.device_mb) == (Tier.FREEZE, ASLEEP_MB)
-    assert parked.ram_mb >= ASLEEP_MB
+    assert parked.ram_mb >= WEIGHTS_MB + ASLEEP_MB
     assert worker.memory_mb() == 0
     assert await worker.wake(instance) == Answered(instance.id)
     assert worker.memory_mb() == MEMORY_MB
+
+
+async def test_what_a_sleep_took_that_nothing_measures_is_not_reported_as_the_frozen_part_alone(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cortex.platform.workers.process.resident_mb", lambda _: 100)
+    worker.weights.clear()
+
+    parked = await worker.park(await worker.start())
+
+    assert isinstance(parked, Parked)
+    assert (parked.device_mb, parked.ram_mb) == (ASLEEP_MB, 0)
 
 
 async def test_an_engine_without_sleep_mode_is_frozen_with_all_its_memory(worker: Worker) -> None:

@@ -77,7 +77,8 @@ class Tiers:
                 ram_mb = await self._sleep(instance, function)
             if effect.tier is Tier.FREEZE:
                 moved_mb = await self._freeze(instance, function)
-                ram_mb += moved_mb
+                # What a sleep took that nothing measures is not 0: the record keeps what it has reserved.
+                ram_mb = ram_mb + moved_mb if ram_mb or not instance.sleeps else 0
                 device_mb = -(-moved_mb // max(1, len(instance.devices))) if instance.sleeps else 0
         except SleepFailed as error:
             self._tell(events.ParkFailed(instance.id, effect.tier, str(error)))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from cortex.cli.checks.finding import Finding
 from cortex.cli.client import Router
-from cortex.functions.spec import Engine, Park
+from cortex.functions.spec import SLEEPERS, Park
 from cortex.platform.record import Tier
 from cortex.platform.scheduling.parking import RAM_FACTOR
 from cortex.router.api_types import FunctionView, Health, HostView
@@ -196,14 +196,28 @@ def check_parking(functions: Iterable[FunctionView], hosts: Sequence[HostView]) 
                     f'park = "{f.park}", but no host can do that, so its instances stop: {"; ".join(refusals)}',
                     'Use park = "auto", or change the host.',
                 )
-        sleepers = [(h, round(h.weights.get(f.id, 0) * RAM_FACTOR)) for h in hosts if h.tiers.get(Tier.SLEEP) == ""]
-        short = [(h, mb) for h, mb in sleepers if mb > h.park_ram_mb]
-        if f.engine == Engine.VLLM and f.park in (Park.AUTO, Park.SLEEP) and short and len(short) == len(sleepers):
-            host, asleep_mb = short[0]
-            yield Finding(
-                "warning",
-                f.id,
-                f"asleep it needs about {asleep_mb} MiB of RAM, and {host.name} gives parked instances "
-                f"{host.park_ram_mb} MiB: its instances stop instead",
-                "Raise `[agent] park_ram_mb` if that host has the RAM.",
-            )
+        yield from _parked_ram(f, hosts)
+
+
+def _parked_ram(f: FunctionView, hosts: Sequence[HostView]) -> Iterator[Finding]:
+    """Check that a host that can park a function has the RAM: 1.5 times the weights for one that sleeps, all of its
+    memory for one that can only be frozen."""
+    sleeps = f.engine in SLEEPERS and f.park != Park.FREEZE
+    tier, how = (Tier.SLEEP, "asleep") if sleeps else (Tier.FREEZE, "frozen")
+    if f.park not in (Park.AUTO, tier):
+        return
+    needs = [
+        (h, round(h.weights.get(f.id, 0) * RAM_FACTOR) if f.engine in SLEEPERS else f.vram_mb)
+        for h in hosts
+        if h.tiers.get(tier) == ""
+    ]
+    short = [(h, mb) for h, mb in needs if mb > h.park_ram_mb]
+    if short and len(short) == len(needs):
+        host, ram_mb = short[0]
+        yield Finding(
+            "warning",
+            f.id,
+            f"{how} it needs about {ram_mb} MiB of RAM, and {host.name} gives parked instances {host.park_ram_mb} MiB: "
+            "its instances stop instead",
+            "Raise `[agent] park_ram_mb` if that host has the RAM.",
+        )

@@ -79,6 +79,11 @@ def parked_text(instance: InstanceView) -> str:
     return ", ".join([*held, *([f"back in {back_s:.1f} s"] if back_s else [])])
 
 
+def unparkable_lines(function: FunctionView) -> list[str]:
+    """Say by which tiers a function's instances are no longer parked, and why."""
+    return [f"by {tier} on {host}: {why}" for host, tier, why in function.unparkable]
+
+
 def parked_lines(function: FunctionView) -> list[str]:
     """Return a line for each parked instance of a function."""
     return [f"{i.state} on {i.host}: {parked_text(i)}" for i in function.instances if i.state in PARKED]
