@@ -144,9 +144,13 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._at == _BODY:
             self._on_trailer(name, value)
             return
-        if len(self.headers) == HEADERS:
+        headers = self.headers
+        if len(headers) == HEADERS:
             self._refuse(*_TOO_LARGE)
-        super().on_header(name, value)
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        headers.append((name, value))
 
     def _on_trailer(self, name: bytes, value: bytes) -> None:
         """Count and drop a trailer: it must not become a header."""
@@ -166,7 +170,9 @@ class LimitedProtocol(HttpToolsProtocol):
         return HEAD_BYTES + (FRAMING * self._body_bytes if self._at == _BODY else 0)
 
     def on_headers_complete(self) -> None:
-        if sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
+        # `_bytes` is at least the head's size, unless another head ended in the same piece: then it is 0.
+        is_counted = 0 < self._bytes <= HEAD_BYTES
+        if not is_counted and sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
             self._refuse(*_TOO_LARGE)
         self._at, self._started, self._bytes, self._body_bytes = _BODY, self.loop.time(), 0, 0
         self._trailers, self._trailer_bytes, self._client_keep_alive = 0, 0, None

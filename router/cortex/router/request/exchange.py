@@ -37,6 +37,7 @@ from cortex.router.request.attendance import attend
 from cortex.router.request.call import Call
 from cortex.router.request.capability_checks import check_tools
 from cortex.router.request.context_restores import ContextRestores
+from cortex.router.request.deadlines import Deadlines
 from cortex.router.request.deaths import Deaths, End, may_replay
 from cortex.router.request.prompt_cache import HiddenCounts, SlotTable, isolation, salted, seated, slots_to_seat
 from cortex.router.request.relay import Relay
@@ -84,7 +85,7 @@ class Exchanges:
         self.view, self.catalogue, self.admission = view, catalogue, admission
         self.upstream, self.deaths, self.slots = upstream, deaths, SlotTable()
         self.request_records, self.tracing, self.substitutes = request_records, tracing, substitutes
-        self.adapters, self.restores = adapters, restores
+        self.adapters, self.restores, self.deadlines = adapters, restores, Deadlines()
 
 
 class Exchange:
@@ -271,7 +272,7 @@ class Exchange:
         function, view, deaths = self.target.function, self._exchanges.view, self._exchanges.deaths
         placed, request_record = view.placed(instance.id), self.request_record
         try:
-            async with asyncio.timeout(function.request_timeout_s):
+            with self._exchanges.deadlines.limit(function.request_timeout_s):
                 if ticket.must_wait:
                     began, request_record.phase = time.monotonic(), "waiting"
                     await ticket.wait_for_slot()

@@ -233,6 +233,8 @@ class _Mapped:
     def __enter__(self) -> None: ...
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is None:
+            return
         if isinstance(error, Unreadable):
             raise BadAnswer(f"the worker's answer cannot be read: {error}") from None
         if isinstance(error, _BREAKS):
