@@ -151,6 +151,52 @@ async def test_a_long_lived_connection_serves_many_requests() -> None:
     assert answers.count(b"200 OK") == 4
 
 
+async def test_an_unused_connection_closes_after_its_time_and_one_timer_serves_all_pauses() -> None:
+    timers: list[float] = []
+
+    class Watched(Quick):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.timeout_keep_alive = 0.5  # type: ignore[assignment]  # uvicorn has whole seconds
+
+        def _check_idle(self) -> None:
+            super()._check_idle()
+            timers.append(self.loop.time())
+
+    request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with serving(Watched) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(20):
+            writer.write(request)
+            await asyncio.wait_for(reader.readuntil(b"\r\n\r\n0"), 5)
+        answered = asyncio.get_running_loop().time()
+        assert await asyncio.wait_for(reader.read(), 5) == b""  # closed
+        writer.close()
+
+    assert timers[-1] >= answered + 0.4
+    assert len(timers) <= 2
+
+
+async def test_a_connection_in_use_when_its_time_ends_is_closed_after_the_next_pause() -> None:
+    class Brief(Quick):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.timeout_keep_alive = 0.2  # type: ignore[assignment]  # uvicorn has whole seconds
+
+    async with serving(Brief) as port:
+        answer = await talk(port, b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET /patient HTTP/1.1\r\nHost: x\r\n\r\n")
+
+    assert answer.count(b"200 OK") == 2
+
+
+async def test_a_long_head_behind_another_request_is_rejected() -> None:
+    first, lines = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", (b"A: " + b"b" * 1000 + b"\r\n") * 70
+    async with serving(Quick) as port:
+        answer = await talk(port, first + b"GET / HTTP/1.1\r\nHost: x\r\n" + lines + CLOSE + b"\r\n")
+
+    assert b"200 OK" not in answer.partition(b"200 OK")[2]
+
+
 CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 

@@ -58,6 +58,9 @@ class LimitedProtocol(HttpToolsProtocol):
         """While a body arrives in pieces: the client's keep-alive setting."""
         self._clock: asyncio.TimerHandle | None = None
         self._reader_clock: asyncio.TimerHandle | None = None
+        self._idle_clock: asyncio.TimerHandle | None = None
+        self._idle_since: float | None = None
+        """When the last answer ended; None: a request has begun."""
         self.answering: ClientConnection | None = None
         """The client of the request that is served now, if its application answers without ASGI messages."""
 
@@ -73,10 +76,10 @@ class LimitedProtocol(HttpToolsProtocol):
         self._clock = self.loop.call_later(self.head_s, self._check_pace)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for clock in (self._clock, self._reader_clock):
+        for clock in (self._clock, self._reader_clock, self._idle_clock):
             if clock is not None:
                 clock.cancel()
-        self._clock = self._reader_clock = None
+        self._clock = self._reader_clock = self._idle_clock = None
         self._hold(0)
         if self._peer is not None:
             self._all.release(self._peer)
@@ -286,9 +289,34 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.write_eof()
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self._at == _LINGER:
-            self._unset_keepalive_if_required()
+        """Start the next request that waits, or the time that a connection may stay open without one.
+
+        One timer serves all pauses of a connection: one of its own for each costs a request more than its routing.
+        """
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._at != _LINGER:
+            self._idle_since = self.loop.time()
+            if self._idle_clock is None:
+                self._idle_clock = self.loop.call_later(self.timeout_keep_alive, self._check_idle)
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since = None
+
+    def _check_idle(self) -> None:
+        """Close a connection without a request for `timeout_keep_alive`, or look again when it may be one."""
+        self._idle_clock = None
+        if self._idle_since is None:
+            return  # the next answer starts the timer
+        left_s = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left_s > 0.001:
+            self._idle_clock = self.loop.call_later(left_s, self._check_idle)
+        else:
+            self.transport.close()
 
     def _give_up_reader(self) -> None:
         self._reader_clock = None
