@@ -109,6 +109,7 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
 
     from cortex.platform.agent import state_file
     from cortex.platform.agent.api import create_app
+    from cortex.platform.process import garbage
     from cortex.platform.serving import listener, systemd
     from cortex.platform.workers.hardening import harden_process
     from cortex.platform.workers.worker_user import share_cache
@@ -137,6 +138,7 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
             timeout_graceful_shutdown=2,
         )
         server = uvicorn.Server(served)
+        garbage.settle()
         server.run(sockets=[inherited] if inherited else None)
         if not server.started:
             sys.exit(exits.FAILED)

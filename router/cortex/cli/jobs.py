@@ -17,6 +17,7 @@ def jobs(context: click.Context, config: Path | None) -> None:
     if context.invoked_subcommand is not None:
         return
     from cortex.platform import log
+    from cortex.platform.process import garbage
     from cortex.platform.weights.job_worker import AnotherWorker, work
     from cortex.platform.workers.worker_user import share_cache
 
@@ -24,6 +25,7 @@ def jobs(context: click.Context, config: Path | None) -> None:
     log.configure(settings.log)
     refuse_another_fleets_record(settings, of_host=True)
     share_cache(settings.agent)
+    garbage.settle()
     try:
         work(settings)
     except AnotherWorker as error:

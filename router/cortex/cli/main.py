@@ -11,7 +11,7 @@ from cortex.cli import exits
 from cortex.cli.lazy import Later, LazyGroup
 from cortex.cli.visible import echo, write_any_text
 from cortex.platform import bounded_resolver
-from cortex.platform.process import unused_packages
+from cortex.platform.process import garbage, unused_packages
 
 click.rich_click.TEXT_MARKUP = "rich"
 click.rich_click.SHOW_ARGUMENTS = True
@@ -94,6 +94,7 @@ def _settings_error() -> type[Exception]:
 
 def main() -> None:
     """Run the command line. Files that it and its child processes create are private by default."""
+    garbage.collect_seldom()
     os.umask(0o077)
     write_any_text()
     bounded_resolver.install()

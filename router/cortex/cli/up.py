@@ -28,6 +28,7 @@ from cortex.cli.exits import FAILED, Failed
 from cortex.cli.settings import config_option, settings_of
 from cortex.functions.catalogue import Catalogue, CatalogueError
 from cortex.platform import embedded_redis, log
+from cortex.platform.process import garbage
 from cortex.platform.process.termination import describe_exit
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.serving import address
@@ -68,6 +69,7 @@ def up(
         if declared is None:
             raise click.BadParameter(f"'{devices}' is not like 2x24GB,1x80GB", param_hint="--devices")
         settings = replace(settings, agent=replace(settings.agent, devices=declared))
+    garbage.settle()
     sys.exit(asyncio.run(run(replace(settings, pretend=fake or settings.pretend), models, port, workers)))
 
 

@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import structlog
 import uvicorn
@@ -23,16 +24,17 @@ from cortex.functions.catalogue import CatalogueError
 from cortex.functions.names import slug
 from cortex.platform import log as logging
 from cortex.platform import settings_file
-from cortex.platform.process import standard_streams
+from cortex.platform.process import garbage, standard_streams, unused_packages
 from cortex.platform.process.parent_death import die_with_parent
 from cortex.platform.serving import address, listener, systemd
 from cortex.platform.settings import Settings, SettingsError
 from cortex.platform.settings_file import encode_env
-from cortex.router.app import create_app
 from cortex.router.batches.supervision import BatchWorker
-from cortex.router.dispatch import Dispatcher
 from cortex.router.metrics import worker_counts
 from cortex.router.metrics.server import MetricsServer
+
+if TYPE_CHECKING:
+    from cortex.router.dispatch import Dispatcher
 
 log = structlog.get_logger()
 
@@ -128,8 +130,12 @@ class _Parent(Multiprocess):
             super().join_all()
 
 
-def worker() -> Dispatcher:
-    """Build the application in a worker process, which exits soon after its parent."""
+def worker() -> "Dispatcher":
+    """Build the application in a worker process, which exits soon after its parent. A parent does not import it."""
+    garbage.collect_seldom()
+    unused_packages.leave_out()
+    from cortex.router.app import create_app
+
     standard_streams.protect()
     settings, _ = settings_file.from_environment(None)
     if parent := multiprocessing.parent_process():

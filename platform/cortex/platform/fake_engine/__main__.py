@@ -12,6 +12,7 @@ from pathlib import Path
 from cortex.platform.fake_engine.options import Setup, parse
 from cortex.platform.fake_engine.orphans import leave_daemon, leave_grandchild
 from cortex.platform.fake_engine.script import BadScript, Script
+from cortex.platform.process import garbage
 
 KEY_VARIABLE, CONTROL_VARIABLE = "CORTEX_WORKER_KEY", "CORTEX_CONTROL_KEY"
 MEMORY_VARIABLE = "CORTEX_FAKE_MEMORY_FILE"
@@ -20,6 +21,7 @@ CLOSING_S = 0.01  # 0 would mean no time limit to aiohttp
 
 def main() -> None:
     """Run the worker."""
+    garbage.collect_seldom()
     setup, script = parse()
     # A handler, not SIG_IGN, which the orphans would inherit.
     signal.signal(signal.SIGTERM, lambda *_: None if script.ignore_term else os._exit(0))
@@ -29,6 +31,7 @@ def main() -> None:
     if setup.leave_daemon:
         orphans["daemon"] = leave_daemon(hold_stdout=setup.hold_stdout)
     _import_aiohttp_without_certificates()
+    garbage.settle()
     try:
         asyncio.run(_serve(setup, script, orphans))
     except BadScript as error:

@@ -2,12 +2,12 @@
 
 import sys
 
-NAMES = ("opentelemetry.sdk.metrics", "pydantic")
-"""Imported by redis and by Litestar: a quarter of the CPU time in which a router or agent starts."""
+NAMES = ("httpx._main", "opentelemetry.sdk.metrics", "pydantic", "rich.traceback")
+"""Imported by httpx, redis, Litestar and structlog: a quarter of the CPU time in which a router or agent starts."""
 
 
 def leave_out() -> None:
-    """Let this process's imports of these packages fail, which both libraries take for a package that is not
+    """Let this process's imports of these packages fail, which the libraries take for a package that is not
     installed."""
     for name in NAMES:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # the import system's mark for "not there"

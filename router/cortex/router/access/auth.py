@@ -13,11 +13,9 @@ would let it read; and a Host name that DNS rebinding points at loopback is reje
 
 import time
 from collections.abc import Callable, Container, Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
-from litestar.connection import ASGIConnection
-from litestar.handlers import BaseRouteHandler
 
 from cortex.platform.api_keys import ANONYMOUS, Principal, Right, anonymous, for_batch
 from cortex.platform.serving.address import is_loopback, is_loopback_name
@@ -27,6 +25,10 @@ from cortex.router.access.cross_origin import CrossOrigin
 from cortex.router.access.keyring import KeyRing
 from cortex.router.access.sessions import Sessions
 from cortex.router.errors import BatchKeyGone, NoKey, NotAllowed, RecordIsAway
+
+if TYPE_CHECKING:  # a router's first process imports this module, but no web framework
+    from litestar.connection import ASGIConnection
+    from litestar.handlers import BaseRouteHandler
 
 log = structlog.get_logger()
 Headers = Iterable[tuple[bytes, bytes]]
@@ -65,7 +67,7 @@ class AuthGuard:
         self._loopback = is_loopback(gateway.listen)
         self._logged_at = 0.0
 
-    async def guard(self, connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    async def guard(self, connection: "ASGIConnection[Any, Any, Any, Any]", handler: "BaseRouteHandler") -> None:
         """Authorize a request of the framework and store its principal. Raises what `authorize` does.
 
         A route without `needs` requires an admin key.
@@ -151,7 +153,7 @@ class AuthGuard:
         log.info("access_denied", client=client[0] if client else None, path=scope["path"][:200], why=error.message)
 
 
-def caller(connection: ASGIConnection[Any, Any, Any, Any]) -> Principal:
+def caller(connection: "ASGIConnection[Any, Any, Any, Any]") -> Principal:
     """Return the principal of an authorized request."""
     principal: Principal = connection.scope["state"]["principal"]
     return principal
