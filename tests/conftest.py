@@ -1,6 +1,9 @@
 """What every test may use."""
 
+import contextlib
 import functools
+import gc
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +18,31 @@ transports.create_ssl_context = functools.cache(transports.create_ssl_context)  
 # Without bytecode, every process compiles the tests anew, and each of the hundreds that they start compiles cortex.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Tests are collected into objects that stay. Looking for garbage among them takes a tenth of the time.
+gc.disable()
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    """Import the tests first, each process from another one on: in a new checkout each then compiles a share of them,
+    and finds the others compiled."""
+    config = session.config
+    process = getattr(config, "workerinput", None)
+    if process is None or config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return
+    root = config.rootpath
+    skip = {root / folder for folder in config.getini("norecursedirs")}
+    paths = [p for p in sorted((root / "tests").rglob("test_*.py")) if skip.isdisjoint(p.parents)]
+    first = len(paths) * int(process["workerid"].removeprefix("gw")) // process["workercount"]
+    for path in paths[first:] + paths[:first]:
+        with contextlib.suppress(Exception, pytest.skip.Exception):  # the collection reports it
+            importlib.import_module(".".join(path.relative_to(root).with_suffix("").parts))
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from now on, but not among what was there before the first test."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture
