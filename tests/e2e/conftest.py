@@ -2,14 +2,14 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from cortex.platform.weights.demo_model import write_bigram
-from tests.e2e.workers import ONE, TWO
-from tests.support import small_vllm
+from tests.e2e.workers import TWO
+from tests.support import last_use, small_vllm
 from tests.support.catalogues import aliases, entry, fake, gguf
 from tests.support.fleet import Fleet
 from tests.support.histogram import write_histogram
@@ -32,6 +32,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Count the tests that share a running cortex."""
+    last_use.expect(session.items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """End a running cortex after the last test that uses it."""
+    result = yield
+    last_use.done(item)
+    return result
+
+
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two tiny models with no word in common, two that compare texts by their words, and a file that is no model."""
@@ -44,9 +57,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", params=[ONE, TWO])
+@pytest.fixture(scope="session", params=[TWO])
 def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Iterator[Stack]:
-    """A running cortex."""
+    """A running cortex: of two router workers, or as the module's `parametrize` says."""
     folder = tmp_path_factory.mktemp(f"stack{request.param}")
     alpha, bravo = str(weights / "alpha.gguf"), str(weights / "bravo.gguf")
     busy_port = free_port()
@@ -60,6 +73,11 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             gguf("tiny/crowd", alpha, target_concurrency=4, context=4096),
             gguf("tiny/wide", alpha, target_concurrency=32, context=32768),
             gguf("tiny/killed", alpha),
+            gguf("org/tiny", alpha, context=512, target_concurrency=2),
+            gguf("cold", alpha),
+            fake("scores", "--shape", "vllm"),
+            fake("fake/patient", idle_after_s=600),
+            fake("fake/brief", idle_after_s=30, keep_alive_max_s=3600),
             fake("fake/steps", "--answer", "one two three"),
             fake("fake/counted", "--answer", "one two three"),
             fake("fake/reaped", idle_after_s=1),
@@ -108,6 +126,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     with own_redis(folder) as redis_url:
         running = Stack(folder, catalogue, workers=request.param, env={"CORTEX_REDIS_URL": redis_url, **SECRETS})
         running.taken_port = busy_port
+        last_use.end_after("one-worker" if request.param == 1 else "two-workers", running.end)
         try:
             yield running
         finally:
@@ -137,4 +156,5 @@ def vllm_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         "CORTEX_AGENT__LAUNCHER": "false",
     }
     with own_redis(folder) as url, Fleet(folder, url, catalogue, {"a": agent}) as running:
+        last_use.end_after("small-vllm", running.end)
         yield running

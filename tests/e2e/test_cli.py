@@ -46,7 +46,7 @@ def test_ctrl_c_ends_a_call_with_130_and_prints_nothing(stack: Stack) -> None:
 
 
 def test_why_explains_a_function_and_a_request(stack: Stack) -> None:
-    stack.cli("fn", "cool", "fake/cold", "--now")
+    stack.cool("fake/cold")
     body = {"model": "fake/cold", "messages": [{"role": "user", "content": "hi"}]}
     stack.http.post("/v1/chat/completions", json=body, headers={"x-request-id": "cli-why"})
 
@@ -92,7 +92,7 @@ def test_requests_are_listed_and_cancelled(stack: Stack) -> None:
 def test_logs_of_the_current_and_the_previous_run_are_printed(stack: Stack) -> None:
     stack.chat("fake/cold")
     now = stack.cli("fn", "logs", "fake/cold").stdout
-    stack.cli("fn", "cool", "fake/cold", "--now")
+    stack.cool("fake/cold")
     gone = stack.cli("fn", "logs", "fake/cold").stdout
     stack.chat("fake/cold")
     before = stack.cli("fn", "logs", "fake/cold", "--run", "previous", "--grep", "startup").stdout

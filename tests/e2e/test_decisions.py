@@ -17,7 +17,7 @@ def decisions(stack: Stack, **wanted: str) -> list[dict[str, Any]]:
 
 
 def test_a_cold_start_is_explained_from_the_request_to_the_worker(stack: Stack) -> None:
-    stack.cli("fn", "cool", "fake/cold", "--now")
+    stack.cool("fake/cold")
     messages = [{"role": "user", "content": "a secret question"}]
     body = {"model": "fake/cold", "messages": messages}
     assert stack.http.post("/v1/chat/completions", json=body, headers={"x-request-id": "why-1"}).is_success

@@ -92,7 +92,7 @@ def test_case_24_counting_tokens_gives_what_the_usage_gives_and_starts_nothing(
     answer = claude.messages.create(model="small", messages=USER, max_tokens=1, system="Be brief.")
     counted = claude.messages.count_tokens(model="small", messages=USER, system="Be brief.")
     body = {"model": "fake/cold", "messages": USER}
-    stack.cli("fn", "cool", "fake/cold", "--now")
+    stack.cool("fake/cold")
     answers: list[httpx.Response] = []
     threads = [
         threading.Thread(
@@ -184,7 +184,7 @@ def test_the_reasoning_of_a_model_is_in_thinking_blocks(claude: anthropic.Anthro
 
 
 def test_case_40_a_held_message_stream_is_opened_and_pinged(stack: Stack) -> None:
-    stack.cli("fn", "cool", "fake/wakes", "--now")
+    stack.cool("fake/wakes")
     body = {"model": "fake/wakes", "messages": USER, "max_tokens": 5, "stream": True}
 
     events = [x for x in stack.http.post("/v1/messages", json=body).text.splitlines() if x.startswith("event: ")]
@@ -195,7 +195,7 @@ def test_case_40_a_held_message_stream_is_opened_and_pinged(stack: Stack) -> Non
 
 
 def test_a_held_response_stream_gets_real_events(stack: Stack) -> None:
-    stack.cli("fn", "cool", "fake/wakes", "--now")
+    stack.cool("fake/wakes")
     body = {"model": "fake/wakes", "input": "x", "stream": True}
 
     lines = stack.http.post("/v1/responses", json=body).text.splitlines()

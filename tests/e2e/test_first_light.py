@@ -28,8 +28,8 @@ def words(text: str) -> set[str]:
 
 def test_a_cold_request_is_answered_by_the_model(stack: Stack, tell: Callable[[str], None]) -> None:
     client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0)
-    stack.cli("fn", "cool", "tiny/alpha", "--now")
-    stack.cli("fn", "cool", "tiny/bravo", "--now")
+    stack.cool("tiny/alpha")
+    stack.cool("tiny/bravo")
 
     began = time.monotonic()
     answer = client.chat.completions.create(model="tiny/alpha", messages=MESSAGES, max_tokens=12)
@@ -45,8 +45,8 @@ def test_a_cold_request_is_answered_by_the_model(stack: Stack, tell: Callable[[s
 
 def test_a_cold_request_is_streamed(stack: Stack, tell: Callable[[str], None]) -> None:
     client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0)
-    stack.cli("fn", "cool", "tiny/alpha", "--now")
-    stack.cli("fn", "cool", "tiny/bravo", "--now")
+    stack.cool("tiny/alpha")
+    stack.cool("tiny/bravo")
 
     began = time.monotonic()
     stream = client.chat.completions.create(model="tiny/bravo", messages=MESSAGES, max_tokens=12, stream=True)
@@ -218,7 +218,7 @@ def test_a_client_that_disconnects_from_an_unstreamed_request_frees_the_worker(s
         return match[1] if match else ""
 
     eventually(lambda: float(running()) == 0, within_s=1, what="the worker to be free")
-    stack.cli("fn", "cool", "fake/hangs", "--now")
+    stack.cool("fake/hangs")
 
 
 def test_a_stream_that_breaks_off_ends_with_an_error_event_and_without_done(stack: Stack) -> None:
@@ -259,7 +259,7 @@ def test_a_start_over_the_time_limit_answers_503_and_continues(stack: Stack) -> 
 
 
 def test_a_held_stream_gets_keep_alives_within_a_second(stack: Stack) -> None:
-    stack.cli("fn", "cool", "fake/slow", "--now")
+    stack.cool("fake/slow")
     body = {"model": "fake/slow", "messages": MESSAGES, "stream": True}
     with stack.http.stream("POST", "/v1/chat/completions", json=body) as answer:
         lines = [line for line in answer.iter_lines() if line]

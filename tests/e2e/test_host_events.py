@@ -20,7 +20,7 @@ def test_an_export_of_a_running_agent_replays_to_the_same_decisions(stack: Stack
         within_s=60,
         what="the agent to have the catalogue",
     )
-    stack.cli("fn", "cool", "fake/cold", "--now")
+    stack.cool("fake/cold")
     body = {"model": "fake/cold", "messages": [{"role": "user", "content": PROMPT}]}
     assert stack.http.post("/v1/chat/completions", json=body).is_success
     file = tmp_path / "events.jsonl"
@@ -38,7 +38,7 @@ def test_an_export_of_a_running_agent_replays_to_the_same_decisions(stack: Stack
 
 def test_the_table_shows_what_followed_from_each_event(stack: Stack) -> None:
     stack.cli("fn", "warm", "fake/cold")
-    stack.cli("fn", "cool", "fake/cold", "--now")
+    stack.cool("fake/cold")
 
     shown = stack.cli("host", "events", "here").stdout
     as_json = json.loads(stack.cli("host", "events", "here", "-n", "5", "--json").stdout)

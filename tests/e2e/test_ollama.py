@@ -180,7 +180,7 @@ def test_a_worker_that_dies_in_the_middle_ends_the_stream_with_an_error(client: 
 
 
 def test_case_65_a_cold_stream_is_held_by_lines_without_text(stack: Stack) -> None:
-    stack.cli("fn", "cool", "fake/slow-alone", "--now")
+    stack.cool("fake/slow-alone")
     eventually(lambda: stack.state("fake/slow-alone") == "cold", what="it to be cold")
     body = {"model": "fake/slow-alone", "messages": [USER]}
 

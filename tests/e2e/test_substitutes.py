@@ -53,7 +53,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def stack(fleet: Stack) -> Stack:
     """The running cortex, in which `big` and `quick` are cold."""
     for name in ("big", "quick"):
-        fleet.cli("fn", "cool", name, "--now")
+        fleet.http.post(f"/admin/functions/{name}/cool", params={"now": 1}).raise_for_status()
         fleet.until(name, "cold")
     return fleet
 

@@ -27,20 +27,38 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
         running.end()
 
 
-def test_up_runs_its_own_redis_and_other_commands_find_it(stack: Stack) -> None:
-    env = {k: v for k, v in stack.env.items() if k != "CORTEX_URL"}
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The running cortex of the tests in the default suite. The last one ends it."""
+    running = Stack(tmp_path_factory.mktemp("first"), MODELS)
+    try:
+        yield running
+    finally:
+        running.end()
+
+
+def test_up_runs_its_own_redis_and_other_commands_find_it(first: Stack) -> None:
+    env = {k: v for k, v in first.env.items() if k != "CORTEX_URL"}
 
     listed = subprocess.run([*CORTEX, "status"], env=env, capture_output=True, text=True, check=False)
 
     assert listed.returncode == 0
-    assert f"http://127.0.0.1:{stack.port}: ok" in listed.stdout
-    assert stack.http.post(
+    assert f"http://127.0.0.1:{first.port}: ok" in listed.stdout
+    assert first.http.post(
         "/v1/chat/completions", json={"model": "fake/one", "messages": [{"role": "user", "content": "x"}]}
     ).is_success
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM])
-def test_a_signal_ends_up_and_its_children_within_ten_seconds(stack: Stack, number: signal.Signals) -> None:
+def test_sigterm_ends_up_and_its_children_within_ten_seconds(first: Stack) -> None:
+    ends_within_ten_seconds(first, signal.SIGTERM)
+
+
+@pytest.mark.long
+def test_ctrl_c_ends_up_and_its_children_within_ten_seconds(stack: Stack) -> None:
+    ends_within_ten_seconds(stack, signal.SIGINT)
+
+
+def ends_within_ten_seconds(stack: Stack, number: signal.Signals) -> None:
     stack.chat("fake/one")
     assert stack.cli("fn", "warm", "fake/stubborn", "--wait").returncode == 0
     assert stack.cli("fn", "warm", "fake/loads").returncode == 0

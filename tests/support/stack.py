@@ -188,6 +188,16 @@ class Stack:
             check=False,
         )
 
+    def cool(self, name: str) -> None:
+        """Stop a function's instances, and wait until they are gone."""
+        answer = self.http.post(f"/admin/functions/{name}/cool", params={"now": 1}).raise_for_status()
+        stopping = set(answer.json()["instances"])
+        eventually(
+            lambda: stopping.isdisjoint(i["id"] for i in self.function(name)["instances"]),
+            within_s=20,
+            what=f"{name} to be cold",
+        )
+
     def function(self, name: str) -> dict[str, Any]:
         """Return what the router says of a function."""
         answer = self.http.get(f"/admin/functions/{name}")
