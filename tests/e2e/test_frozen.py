@@ -136,7 +136,7 @@ def test_a_restore_ends_although_its_agent_is_killed(fleet: Fleet, card: Card) -
     assert (current.pid, fleet.spawned()) == (pid, 1)
 
 
-@pytest.mark.parametrize("fault", ["fail", "801"])
+@pytest.mark.parametrize("fault", ["fail", pytest.param("801", marks=pytest.mark.long)])
 def test_a_worker_whose_freeze_fails_stops_and_is_not_frozen_again(fleet: Fleet, card: Card, fault: str) -> None:
     card.fault("checkpoint", fault)
     pid = freeze(fleet)

@@ -90,6 +90,7 @@ def test_a_hung_mount_affects_only_its_functions(fleet: Fleet) -> None:
     assert not weights["away"]
 
 
+@pytest.mark.long
 def test_measurements_of_a_function_are_shown_and_can_be_deleted(fleet: Fleet) -> None:
     fleet.chat("measured").raise_for_status()
     eventually(lambda: fleet.function("measured")["measured"], what="a measurement")

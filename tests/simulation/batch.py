@@ -147,7 +147,6 @@ def collecting_between_runs() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-        gc.unfreeze()
 
 
 def _report(text: str) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from cortex.functions.spec import Engine, Function
 from cortex.platform.agent_messages import Accepted, Ensure, Rejected
@@ -12,6 +13,7 @@ from tests.e2e.legacy.agents import Agent
 from tests.support.stack import eventually, own_redis
 
 
+@pytest.mark.long
 def test_with_the_token_only_listed_programs_can_be_started(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     listed = Function(id="f/listed", engine=Engine.COMMAND, command=(*FAKE, "--answer", "yes"), vram_mb=10)

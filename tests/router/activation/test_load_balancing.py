@@ -69,7 +69,7 @@ def test_there_may_be_nobody() -> None:
     assert choose([], idle, "s", 8) is None
 
 
-@examples(200)
+@examples(80)
 @given(st.lists(st.integers(0, 30), min_size=2, max_size=6), st.text(max_size=8), st.integers(1, 16))
 def test_affinity_never_overloads(loads: list[int], session: str, enough: int) -> None:
     """The chosen instance has room and at most a little over its share, or is the least busy."""

@@ -34,7 +34,7 @@ def split(text: str, places: list[int]) -> list[str]:
     return [text[start:end] for start, end in itertools.pairwise(edges)]
 
 
-@examples(100)
+@examples(50)
 @given(OBJECTS, st.booleans(), st.sampled_from([None, 1]), st.lists(st.integers(0, 500), max_size=6))
 def test_valid_arguments_pass_unchanged_in_any_pieces(
     value: Any, is_ascii: bool, indent: int | None, places: list[int]
@@ -48,7 +48,7 @@ def test_valid_arguments_pass_unchanged_in_any_pieces(
     assert json.loads(arguments.json()) == value
 
 
-@examples(100)
+@examples(50)
 @given(
     st.lists(
         st.sampled_from(

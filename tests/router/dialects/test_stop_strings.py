@@ -29,7 +29,7 @@ def cut(stops: list[str], wire_bytes: bytes, size: int) -> list[dict[str, Any] |
     return pieces(out)
 
 
-@examples(150)
+@examples(60)
 @given(
     text=TEXT,
     places=st.lists(st.integers(0, 14), max_size=5),

@@ -74,7 +74,7 @@ FRAMES = st.one_of(
 
 
 @given(st.lists(FRAMES, max_size=12), st.sampled_from(["m", "an alias"]), st.data())
-@examples(300)
+@examples(100)
 def test_a_stream_is_the_same_with_and_without_templates_however_it_is_cut(
     frames: list[bytes], model: str, data: st.DataObject
 ) -> None:
@@ -146,7 +146,7 @@ def translated(dialect: str, pieces: list[bytes], *, decodes: bool) -> tuple[byt
 
 
 @given(st.lists(FRAMES, max_size=12), st.sampled_from(["messages", "responses"]), st.data())
-@examples(300)
+@examples(100)
 def test_a_translated_stream_is_the_same_with_and_without_templates_however_it_is_cut(
     frames: list[bytes], dialect: str, data: st.DataObject
 ) -> None:
@@ -160,7 +160,7 @@ def test_a_translated_stream_is_the_same_with_and_without_templates_however_it_i
 
 
 @given(st.lists(TEXTS.filter(bool), min_size=1, max_size=8))
-@examples(200)
+@examples(80)
 def test_texts_one_by_one_are_the_same_with_and_without_templates(texts: list[str]) -> None:
     pieces = [frame(encoded(a_chunk(text))) for text in ("first", *texts)] + END
 

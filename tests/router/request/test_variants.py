@@ -77,7 +77,7 @@ def functions_of(*entries: str) -> dict[str, Function]:
     return read("".join(entries), file="models.toml", folder="/").functions
 
 
-@examples(150)
+@examples(60)
 @given(of_base=ENTRIES, of_variant=ENTRIES, fields=FIELDS, kind=st.sampled_from(DIALECTS))
 def test_a_request_reaches_a_shared_worker_as_it_would_reach_one_of_its_own(
     of_base: dict[str, Any], of_variant: dict[str, Any], fields: dict[str, Any], kind: Dialect
@@ -94,7 +94,7 @@ def test_a_request_reaches_a_shared_worker_as_it_would_reach_one_of_its_own(
     assert json.loads(bodies[0])["model"] == BASE_ID
 
 
-@examples(100)
+@examples(50)
 @given(
     engine=st.sampled_from([Engine.VLLM, Engine.LLAMACPP]),
     of_base=ENTRIES,
