@@ -376,7 +376,7 @@ def _seen(stack: Stack, path: str) -> Any:
 def _processes(stack: Stack, name: str) -> list[psutil.Process]:
     """Return the processes of a cortex that are a batch worker, a child of `cortex up` or Redis."""
     children = psutil.Process(stack.process.pid).children(recursive=True)
-    word = "cortex.router.batches.worker" if name == "batch worker" else name
+    word = "cortex.router.batches" if name == "batch worker" else name
     processes = []
     for process in children:
         with contextlib.suppress(psutil.Error):

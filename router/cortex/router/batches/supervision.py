@@ -63,7 +63,7 @@ class BatchWorker:
 
     def _run(self) -> int:
         """Run a batch worker until it exits; return its exit code."""
-        command = [sys.executable, "-m", "cortex.router.batches.worker"]
+        command = [sys.executable, "-m", "cortex.router.batches"]
         watched = [sys.executable, "-m", "cortex.platform.process.parent_death", str(os.getpid())]
         environment = {k: v for k, v in os.environ.items() if k != "NOTIFY_SOCKET"} | encode_env(self._settings)
         process = subprocess.Popen([*watched, *command], env=environment, stdin=subprocess.DEVNULL)

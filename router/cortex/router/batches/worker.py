@@ -61,7 +61,3 @@ def main() -> None:
     except (redis.RedisError, OSError) as error:
         log.warning("batches_interrupted", why=str(error))
     sys.exit(1 if folder.open_batches() else 0)
-
-
-if __name__ == "__main__":
-    main()
