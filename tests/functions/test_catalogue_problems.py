@@ -279,3 +279,22 @@ def test_the_error_text_lists_all_problems() -> None:
     )
 
     assert str(error) == "f:3: m: is wrong\nf: is worse"
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ('engine = "vllm"', "vLLM does not save prompts when a worker leaves"),
+        ('engine = "fake"', "only llama.cpp's own server saves conversations"),
+        ('engine = "llamacpp"\nserver = "llama_cpp.server"', "only llama.cpp's own server saves conversations"),
+        ('engine = "llamacpp"\ntask = "embed"', 'task = "embed" has no conversations'),
+        ('engine = "llamacpp"\nmmproj = "/v.gguf"', "saves no conversations with a vision encoder"),
+        ('engine = "llamacpp"\nargs = ["--mmproj-url=https://a/v"]', "saves no conversations with a vision encoder"),
+        ('engine = "llamacpp"\nargs = ["-np", "2"]', "needs a known number of slots"),
+    ],
+)
+def test_keep_context_names_what_it_does_not_work_with(keys: str, why: str) -> None:
+    (problem,) = problems(f'[[models]]\nid = "m"\nsource = "/m.gguf"\nkeep_context = true\n{keys}')
+
+    assert problem.startswith("models.toml:4: m: keep_context: ")
+    assert why in problem

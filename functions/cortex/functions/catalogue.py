@@ -494,13 +494,20 @@ def _misfits(function: Function) -> Iterator[tuple[str, str]]:
         yield "task", _cannot(function)
 
 
+_PROJECTORS = frozenset(("-mm", "--mmproj", "-mmu", "--mmproj-url"))
+
+
 def _keeps_no_context(function: Function) -> str:
     """Return why a function's conversations cannot be saved, or ""."""
     server = server_of(function)
+    if function.engine is Engine.VLLM:
+        return "vLLM does not save prompts when a worker leaves; its own KV connectors are options of args"
     if not server.saves_slots:
         return 'only llama.cpp\'s own server saves conversations: engine = "llamacpp" without llama_cpp.server'
     if "completions" not in server.dialects:
         return f'task = "{function.task}" has no conversations'
+    if function.mmproj or any(word.partition("=")[0] in _PROJECTORS for word in function.args):
+        return "llama.cpp saves no conversations with a vision encoder: remove keep_context or mmproj"
     if max_concurrency(function, server) is None:
         return "needs a known number of slots: set target_concurrency instead of --parallel in args"
     return ""
