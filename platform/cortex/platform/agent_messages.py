@@ -303,8 +303,8 @@ class Stored(Struct, frozen=True, kw_only=True):
     name: str
     """How they are named as a source: `org/name@revision:Q4_K_M`."""
     kind: str
-    """hub, demo, by hand, path (a file that is none of ours), partial (a download that is not finished), or compiled
-    (an engine's code for a kind of device)."""
+    """hub, demo, by hand, path (a file that is none of ours), partial (a download that is not finished), compiled (an
+    engine's code for a kind of device), or conversations (those saved of a function)."""
     size: int
     """Bytes."""
     path: str

@@ -1,7 +1,10 @@
 """Saved conversations as operators see them: `/admin/contexts`. Pure."""
 
+from collections.abc import Iterable
+
 from msgspec import Struct
 
+from cortex.platform.agent_messages import Stored
 from cortex.platform.record import SavedContext
 
 
@@ -43,6 +46,27 @@ class RemoveContextsAnswer(Struct, frozen=True, kw_only=True):
 
     removed: tuple[ContextView, ...]
     away: dict[str, str]
+
+
+KIND = "conversations"
+"""The kind of their entries among the weights."""
+
+
+def stored(saved: Iterable[SavedContext]) -> list[Stored]:
+    """Return a host's saved conversations as entries among its weights, one for each function."""
+    entries: dict[str, Stored] = {}
+    for c in saved:
+        before = entries.get(c.function)
+        size, at = (before.size, before.at) if before else (0, 0.0)
+        entries[c.function] = Stored(
+            name=f"{KIND}:{c.function}",
+            kind=KIND,
+            size=size + c.size,
+            path="",
+            at=max(at, c.at),
+            functions=(c.function,),
+        )
+    return [entries[name] for name in sorted(entries)]
 
 
 def view_of(context: SavedContext, host: str) -> ContextView:

@@ -14,12 +14,13 @@ from cortex.router.overview import plans
 from cortex.router.overview.snapshot import FleetSnapshot, Index
 from cortex.router.status.assets import PREFIX, asset, url
 from cortex.router.status.functions import details
+from cortex.router.status.hosts import details as host_details
 from cortex.router.status.model import Flow, Log
 from cortex.router.status.page import picture
 from cortex.router.status.plans import card
 from cortex.router.status.render import page, render
 from tests.router.overview.snapshots import NOW, a_snapshot
-from tests.support.factories import a_function, a_host, an_instance
+from tests.support.factories import a_function, a_host, a_saved_context, an_instance
 
 HOSTILE = '<script>alert("x")</script>'
 HOUR = [
@@ -60,6 +61,8 @@ def everything(name: str = "org/model") -> FleetSnapshot:
         failures=(failure,),
         at=NOW - 100,
         problem=name,
+        contexts=(a_saved_context(function=name), a_saved_context(id="1" * 16, function=name)),
+        contexts_off={"org/busy": name},
     )
     functions = [a_function(f) for f in (name, "org/busy", "org/coming", "org/leaving", "org/measured", "org/broken")]
     return a_snapshot(
@@ -109,7 +112,11 @@ def test_details_and_plans_have_no_inline_code(name: str) -> None:
         )
     ]
 
+    machine = host_details(snapshot.fleet.hosts["host-a"], snapshot, index)
+    texts.append(render("machine.html", NOW, it=machine, may_act=False))
+
     assert all(not Reader(text).inline and "<script>alert" not in text for text in texts)
+    assert "2 conversations, 4,000 tokens" in texts[-1]
 
 
 def test_a_workers_log_is_escaped() -> None:

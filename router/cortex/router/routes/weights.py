@@ -19,6 +19,7 @@ from cortex.platform.fleet import use
 from cortex.platform.record import HostRecord
 from cortex.platform.scheduling.placement import need
 from cortex.router import api_types as api
+from cortex.router import context_types as contexts
 from cortex.router.activation.agents import AgentRefused, Agents, AgentUnavailable
 from cortex.router.activation.load_balancing import hosts_to_ask, why_nowhere
 from cortex.router.errors import BadRequest, JobNotFound, NoCapacity, RequestError
@@ -36,14 +37,18 @@ def routes(catalogue: LiveCatalogue, view: FleetView, agents: Agents) -> list[HT
     @get("/admin/weights", opt={"needs": "status"})
     async def weights(host: str = "") -> api.WeightsAnswer:
         """List the weights of every host, or of one."""
-        answers, away = await ask_all(named(view, host), lambda h: agents.stored(h))
-        return api.WeightsAnswer(weights=_weights(answers), away=away)
+        hosts = named(view, host)
+        answers, away = await ask_all(hosts, lambda h: agents.stored(h))
+        saved = {h.name: contexts.stored(h.contexts) for h in hosts}
+        return api.WeightsAnswer(weights=(*_weights(answers), *_weights(saved)), away=away)
 
     @post("/admin/weights/remove", opt={"needs": "admin"}, status_code=200)
     async def remove(data: api.RemoveRequest) -> api.RemoveAnswer:
         """Remove weights that are not in use, by function or source, or all that no function declares."""
         if not data.names and not data.unused:
             raise BadRequest("no weights selected: set `names` or `unused`")
+        if saved := [name for name in data.names if name.startswith(f"{contexts.KIND}:")]:
+            raise BadRequest(f"{saved[0]}: `cortex kept rm` (`/admin/contexts/remove`) removes conversations")
         aliases = catalogue.catalogue.aliases
         names = tuple(aliases.get(n, n) for n in data.names)
         command = Remove(names, data.unused, data.dry_run)

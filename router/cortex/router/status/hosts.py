@@ -1,7 +1,9 @@
 """Hosts with their devices' memory, and the next evictions. Pure."""
 
+from collections.abc import Iterator
+
 from cortex.functions.lifecycle import PARKED, State
-from cortex.platform.record import HostRecord, Instance
+from cortex.platform.record import HostRecord, Instance, SavedContext
 from cortex.router.api_types import DeviceView, EvictionCandidate, HostsAnswer, HostView
 from cortex.router.overview.hosts import host_view
 from cortex.router.overview.snapshot import FleetSnapshot, Index
@@ -176,5 +178,18 @@ def details(record: HostRecord, snapshot: FleetSnapshot, index: Index) -> HostDe
         labels=record.labels,
         order=tuple(leaving(candidate, view) for candidate in view.eviction_order),
         foreign=foreign,
+        saved=tuple(saved_conversations(record)),
         troubles=tuple(trouble(record, failure) for failure in sorted(record.failures, key=lambda f: -f.at)),
     )
+
+
+def saved_conversations(record: HostRecord) -> Iterator[str]:
+    """Yield what a host has saved of each function, and the functions of which it saves nothing, with the reason."""
+    by_function: dict[str, list[SavedContext]] = {}
+    for context in record.contexts:
+        by_function.setdefault(context.function, []).append(context)
+    for function, contexts in sorted(by_function.items()):
+        size = mib(sum(c.size for c in contexts) / 1024**2)
+        yield f"{function}: {some(len(contexts), 'conversation')}, {sum(c.tokens for c in contexts):,} tokens, {size}"
+    for function, why in sorted(record.contexts_off.items()):
+        yield f"{function}: none is saved: {why}"

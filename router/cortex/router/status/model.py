@@ -319,6 +319,8 @@ class HostDetails(Struct, frozen=True, kw_only=True):
     order: tuple[Leaving, ...]
     """Every instance, in eviction order."""
     foreign: tuple[str, ...]
+    saved: tuple[str, ...]
+    """Its saved conversations by function, and the functions of which it saves none, with the reason."""
     troubles: tuple[Trouble, ...]
 
 
