@@ -209,6 +209,8 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How many days after its last use compiled code is kept; 0: whatever its age."""
     keep_context_s: Seconds = 86400.0
     """How long a saved conversation is kept."""
+    keep_folder: str = ""
+    """The folder for saved conversations; default: `contexts` below `cache_dir`. On a tmpfs they are never on disk."""
     heartbeat_s: Annotated[float, Meta(gt=0, le=1e9)] = 2.0
     """Interval at which the host publishes its record; without three of them it counts as gone."""
     health_s: Annotated[float, Meta(gt=0)] = 5.0

@@ -99,8 +99,10 @@ def test_what_a_killed_agent_left_at_any_step_is_removed_and_never_listed(folder
     folder.open_for("i2", WorkerSettings(weights="", settings=""), None)
     before = folder.all()
 
+    write(folder, "5" * 16)  # in the folder of a worker that runs on
     folder.sweep(["i1"])
 
+    assert not list(folder.slots_of("i1").iterdir())
     assert before == folder.all() == [whole]
     assert {p.name for p in saved.iterdir()} == {f"{TWO}.json", f"{TWO}.state"}
     assert folder.slots_of("i1").exists() and not folder.slots_of("i2").exists()

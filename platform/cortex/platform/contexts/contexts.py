@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Collection, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -87,7 +87,9 @@ class Contexts:
         background work."""
         self._settings, self._engines, self._looks, self._owner = settings, engines, looks, owner
         self._record, self._tell, self._own, self._faults = record, tell, own, faults
-        path = Path(settings.agent.cache_dir).expanduser() / "contexts" / slug(settings.host_name)
+        agent = settings.agent
+        parent = Path(agent.keep_folder) if agent.keep_folder else Path(agent.cache_dir) / "contexts"
+        path = parent.expanduser() / slug(settings.host_name)
         self._folder, self._calls, self._rates = Folder(path), SlotCalls(token), Rates()
         self.seating = Seating(reports)
         self._saved: dict[str, SavedContext] = {}
@@ -194,7 +196,10 @@ class Contexts:
                 left_s = began + SAVE_S - time.monotonic()
                 if left_s < LEAST_SAVE_S:
                     raise TimeoutError
-                taken.append(await self._save_slot(instance, slot, facts, rate, left_s))
+                try:
+                    taken.append(await self._save_slot(instance, slot, facts, rate, left_s))
+                except SlotFailed as error:
+                    self._problem(instance, f"a conversation could not be saved: {error}")
         finally:
             if taken:
                 took_s = time.monotonic() - began
@@ -206,13 +211,13 @@ class Contexts:
         id = secrets.token_hex(8)
         expected = int(slot.tokens * self._size_per_token.get(facts.revision, 0))
         if expected > self._limit:
-            raise SlotFailed(f"one of them takes {expected // MIB} MiB, more than `[agent] keep_mb`")
+            raise SlotFailed(f"it takes {expected // MIB} MiB, more than `[agent] keep_mb`")
         if await self._files("free", self._folder.free) < expected + FREE_MB * MIB:
-            raise SlotFailed("the disk has no room for them")
+            raise SlotFailed("the disk has no room for it")
         try:
             saved = await self._calls.save(instance, slot.slot, f"{id}.state", within_s)
             if saved.n_saved < slot.tokens:
-                raise SlotFailed("a slot held another prompt than its router reported")
+                raise SlotFailed("its slot held another prompt than its router reported")
             await self._files(f"take {id}", partial(self._folder.take_in, instance.id, id, saved.n_written))
         except BaseException:
             self._own(f"discard {id}", self._discard(instance.id, id))
@@ -241,17 +246,21 @@ class Contexts:
     async def _finish(self, instance: Instance, taken: Sequence[SavedContext], weights: str, took_s: float) -> None:
         """Make saved conversations of the files that were taken over. The worker may have ended by now."""
         with self._faults.guard("save contexts"):
-            model = await self._model(weights)
-            if why := self._off.get(key_of(taken[0].build, model)):
-                self._switch_function_off(instance.function, why)
+            try:
+                model = await self._model(weights)
+                if why := self._off.get(key_of(taken[0].build, model)):
+                    self._switch_function_off(instance.function, why)
+                    await self._remove_all(taken)
+                    return
                 for context in taken:
-                    await self._remove(context.id)
+                    await self._remove_all([c for c in self._saved.values() if c.mark == context.mark])
+                    whole = replace(context, model=model)
+                    await self._files(f"finish {context.id}", partial(self._folder.finish, whole))
+            except OSError as error:
+                await self._remove_all(taken)
+                await self._read()
+                self._problem(instance, f"its conversations could not be saved: {error}")
                 return
-            for context in taken:
-                for older in [c.id for c in self._saved.values() if c.mark == context.mark]:
-                    await self._remove(older)
-                whole = replace(context, model=model)
-                await self._files(f"finish {context.id}", partial(self._folder.finish, whole))
             await self._read()
             await self._trim()
             tokens, size = sum(c.tokens for c in taken), sum(c.size for c in taken)
@@ -315,8 +324,8 @@ class Contexts:
         if request.host:
             await self._fetch(request, saved)
         began = time.monotonic()
-        await self._files(f"hand {saved.id}", partial(self._folder.hand_out, saved, instance.id, self._owner))
         try:
+            await self._files(f"hand {saved.id}", partial(self._folder.hand_out, saved, instance.id, self._owner))
             tokens = await self._calls.restore(instance, request.slot, f"{saved.id}.state", within_s)
             if tokens != saved.tokens:
                 await self._calls.erase(instance, request.slot, within_s)
@@ -379,8 +388,7 @@ class Contexts:
     async def remove(self, ids: Collection[str], *, all: bool = False) -> list[SavedContext]:
         """Remove saved conversations; with `all` every one, and try again what is switched off. Return the removed."""
         removed = [c for c in self._saved.values() if (all or c.id in ids) and c.id not in self._busy]
-        for context in removed:
-            await self._remove(context.id)
+        await self._remove_all(removed)
         if all:
             await self._files("on", self._folder.switch_on)
             self._off, self._functions_off = {}, {}
@@ -396,8 +404,7 @@ class Contexts:
             await self._files("switch off", partial(self._folder.switch_off, key, why))
             self._off = {**self._off, key: why}
             self._functions_off = {**self._functions_off, context.function: why}
-            for other in [c for c in self._saved.values() if key_of(c.build, c.model) == key]:
-                await self._remove(other.id)
+            await self._remove_all([c for c in self._saved.values() if key_of(c.build, c.model) == key])
             await self._read()
         self._tell(ContextNoted(DecisionKind.CONTEXT_OFF, context.function, "", why))
 
@@ -405,6 +412,10 @@ class Contexts:
         if self._functions_off.get(function) != why:
             self._functions_off = {**self._functions_off, function: why}
             self._publish()
+
+    async def _remove_all(self, contexts: Iterable[SavedContext]) -> None:
+        for context in contexts:
+            await self._remove(context.id)
 
     async def _remove(self, id: str) -> None:
         await self._files(f"remove {id}", partial(self._folder.remove, id))

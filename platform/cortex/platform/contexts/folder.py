@@ -1,6 +1,6 @@
 """The folder with a host's saved conversations.
 
-    <cache_dir>/contexts/HOST/
+    <cache_dir>/contexts/HOST/       or below [agent] keep_folder
         saved/ID.state         what the engine wrote
         saved/ID.json          its manifest, a `SavedContext`
         slots/INSTANCE/        where the worker of an instance saves and restores
@@ -63,7 +63,15 @@ class Folder:
     # Workers.
 
     def open_for(self, instance: str, settings: WorkerSettings, owner: tuple[int, int] | None) -> Path:
-        """Make the folder of an instance, for the user and group of its worker (default: the agent's)."""
+        """Make the folder of an instance, for the user and group of its worker (default: the agent's). Raises
+        PermissionError if another user may replace the folder of all conversations."""
+        parent = self.path.parent
+        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = parent.stat()
+        if state.st_uid not in (0, os.geteuid()) or (state.st_mode & 0o022 and not state.st_mode & stat.S_ISVTX):
+            raise PermissionError(f"another user may write to {parent}: give it to this agent's user alone")
+        if owner is not None:
+            parent.chmod(state.st_mode | 0o011)  # the worker's user passes through
         for folder, mode in ((self.path, 0o711), (self._slots, 0o711), (self._saved, 0o700), (self._workers, 0o700)):
             folder.mkdir(mode=mode, parents=True, exist_ok=True)
             folder.chmod(mode)
@@ -192,6 +200,11 @@ class Folder:
         for path in list(self._slots.iterdir()) if self._slots.is_dir() else ():
             if path.name not in live:
                 shutil.rmtree(path, ignore_errors=True)
+                continue
+            for left in list(path.iterdir()):  # of a save or a restore that the earlier agent began
+                with contextlib.suppress(OSError):
+                    left.unlink()
+                    removed += 1
         for path in list(self._workers.iterdir()) if self._workers.is_dir() else ():
             if path.stem not in live:
                 path.unlink(missing_ok=True)
@@ -255,11 +268,15 @@ def _write(path: Path, content: bytes) -> None:
     fresh = path.with_name(f"{path.name}.new")
     fresh.unlink(missing_ok=True)
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-    fresh.replace(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        fresh.replace(path)
+    except OSError:  # the disk is full
+        fresh.unlink(missing_ok=True)
+        raise
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)

@@ -178,7 +178,7 @@ class Supervisor:
             case Look(instance):
                 self._begin("look", instance, self.health.look(instance), self._look_failed)
             case Prove(instance):
-                self._begin("prove", instance, self.health.prove(effect))
+                self._begin("prove", instance, self._prove(effect))
             case Park(instance):
                 self._begin("move", instance, self._park(effect), self._park_failed)
             case Wake(instance):
@@ -558,10 +558,16 @@ class Supervisor:
 
     # Leaving.
 
+    async def _prove(self, effect: Prove) -> None:
+        """Send a worker a request, which takes any slot."""
+        with self.contexts.seating.unknown_slots(effect.instance.id):
+            await self.health.prove(effect)
+
     async def _park(self, effect: Park) -> None:
         """Save the conversations of a worker that cannot be called while it is frozen, and park it."""
         if effect.tier is Tier.FREEZE:
             await self.contexts.save(effect.instance, effect.unseated)
+            self.contexts.seating.forget(effect.instance.id)  # the requests that prove its return take any slot
         await self.tiers.park(effect)
 
     async def _stop(self, effect: Stop) -> None:

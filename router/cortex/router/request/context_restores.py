@@ -71,6 +71,7 @@ class ContextRestores:
         """Take a seat for a request until it ends, restore its conversation there if it was saved, and yield the body
         to send. Afterwards, the slot's conversation can be saved. `number`: slots of the instance; None: the request's
         slots are unknown."""
+        record.restored = 0  # of an earlier attempt
         chain, match = chain_of(body) if number else (), None
         request = self._request(instance, number or 0, salt, chain)
         left = LeaveSeat(id=request.id, instance=instance.id)
