@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from cortex.platform.fleet import used_instance
-from cortex.platform.record import Failure, HostRecord, shifted
+from cortex.platform.fleet import shifted
+from cortex.platform.record import Failure, HostRecord, RouterReport, used_instance
 from cortex.platform.record_reader import GONE_S, MOST_USES, SAME_S, WINDOW_S, RecordReader
 from tests.support.factories import HOST, a_host, an_instance
 

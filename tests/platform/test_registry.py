@@ -10,8 +10,7 @@ import redis.asyncio
 from msgspec.structs import replace
 
 from cortex.platform import clock
-from cortex.platform.fleet import used_instance
-from cortex.platform.record import HostRecord
+from cortex.platform.record import HostRecord, used_instance
 from cortex.platform.record_keys import RecordKeys
 from cortex.platform.registry import Registry
 from tests.support.factories import HOST, a_host, an_instance

@@ -2,7 +2,8 @@
 
 from msgspec.structs import replace
 
-from cortex.platform.fleet import Fleet, Use
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import Use
 from cortex.router.activation.load_balancing import candidates, hosts_to_ask
 from cortex.router.decision_log import MOST_A_SECOND, DecisionLog, RouterDecision
 from tests.router.test_request_record import a_finished

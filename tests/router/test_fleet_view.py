@@ -8,7 +8,8 @@ import pytest
 from msgspec.structs import replace
 
 from cortex.platform import clock
-from cortex.platform.fleet import Fleet, used_instance
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import used_instance
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.router.fleet_view import OWN_USES_S, FleetView
 from tests.support.factories import a_host, an_instance

@@ -13,10 +13,9 @@ import msgspec
 import psutil
 import redis
 
-from cortex.platform.fleet import used_instance
 from cortex.platform.keys import host_token, worker_key
 from cortex.platform.process.environment import MARKER, OWNER
-from cortex.platform.record import HostRecord
+from cortex.platform.record import HostRecord, used_instance
 from cortex.platform.workers.process import owner
 from tests.support.activation import activated
 from tests.support.stack import CORTEX, environment, eventually, free_port

@@ -10,8 +10,8 @@ import msgspec
 from msgspec import Struct
 
 from cortex.functions.lifecycle import State
-from cortex.platform.fleet import Fleet, Use, use
-from cortex.platform.record import Device, HostRecord, Instance
+from cortex.platform.fleet import Fleet, use
+from cortex.platform.record import Device, HostRecord, Instance, Use
 from cortex.platform.scheduling.effects import Decision
 from cortex.platform.scheduling.reasons import DecisionKind
 

@@ -1,4 +1,4 @@
-"""The fleet: a reader's snapshot of the whole record, and what it says about use. Pure.
+"""The fleet: a reader's snapshot of the whole record, and how its parts are added up, compared and moved in time. Pure.
 
 `record.py` has the values of which it consists, `record_reader.py` makes one of what Redis returns.
 """
@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
-from cortex.platform.record import HostRecord, Instance, KeepAlive, Namesake, Override, RouterReport, ShareUse, shifted
+from cortex.platform.record import HostRecord, Instance, KeepAlive, Namesake, Override, RouterReport, ShareUse, Use
 
 
 class SilentHost(Struct, frozen=True, kw_only=True):
@@ -48,34 +48,6 @@ class Fleet(Struct, frozen=True, kw_only=True):
         """Return the record of a host, alive or silent."""
         silent = self.silent.get(host)
         return self.hosts.get(host) or (silent.record if silent else None)
-
-
-KEEP_SLACK_S = 3.0
-"""Reports come once a second: a use this much later than a request with `keep_alive` may be that request itself."""
-
-
-class Use(Struct, frozen=True, kw_only=True):
-    """The usage of instances, from the routers' reports. While it is not `known`, no instance counts as idle."""
-
-    known: bool = True
-    in_flight: dict[str, int] = {}
-    waiting: dict[str, int] = {}
-    used: dict[str, float] = {}
-    keep: dict[str, KeepAlive] = {}
-    """How long instances may stay idle, where a request says so; `ago_s` counts back from `at`."""
-    shares: dict[str, ShareUse] = {}
-    at: float = 0.0
-
-    def keep_s(self, instance: Instance) -> float | None:
-        """Return how long an instance may stay idle as its last request says; None: that says nothing."""
-        keep = self.keep.get(instance.id)
-        if keep is None or self.last_used(instance) > self.at - keep.ago_s + KEEP_SLACK_S:
-            return None
-        return keep.for_s
-
-    def last_used(self, instance: Instance) -> float:
-        """Return when the instance was last used, or when it became ready if it never was."""
-        return max(instance.ready, self.used.get(used_instance(instance.id), 0.0))
 
 
 def without_successors(instances: Iterable[Instance]) -> list[Instance]:
@@ -129,11 +101,47 @@ def shifted_uses(used: Mapping[str, float], by_s: float) -> dict[str, float]:
     return {member: at + by_s for member, at in used.items()}
 
 
-def used_function(function: str) -> str:
-    """Return the function's member name in `cortex:used`."""
-    return f"f:{function}"
+def is_newer(read: HostRecord, present: HostRecord, *, overlapped: bool) -> bool:
+    """Return whether a host's record that was just read is newer than the reader's `present` one.
+
+    `overlapped`: the read began before the present record arrived, so it may have fetched an older value.
+
+    (1) One agent process wrote both: the one with the higher sequence is newer.
+    (2) Different processes wrote them, and the read began after the present record arrived: the read one is newer.
+    (3) Different processes wrote them, and the reads overlapped: the one of the agent that started later. If a step of
+        the wall clock between the starts makes this wrong, the next full read is case (2).
+    """
+    if read.agent and read.agent == present.agent:  # (1)
+        return read.sequence > present.sequence
+    if not overlapped:  # (2)
+        return True
+    return (read.started, read.at) > (present.started, present.at)  # (3)
 
 
-def used_instance(instance: str) -> str:
-    """Return the instance's member name in `cortex:used`."""
-    return f"i:{instance}"
+def shifted(record: HostRecord, by_s: float) -> HostRecord:
+    """Return a host's record with all its times moved by `by_s`. A time of 0 means none and stays."""
+
+    def move(at: float) -> float:
+        return at + by_s if at else 0.0
+
+    return replace(
+        record,
+        at=move(record.at),
+        started=move(record.started),
+        instances=tuple(
+            replace(
+                i,
+                since=move(i.since),
+                created=move(i.created),
+                phase_since=move(i.phase_since),
+                last_sign=move(i.last_sign),
+                started=move(i.started),
+                ready=move(i.ready),
+                deadline=move(i.deadline),
+            )
+            for i in record.instances
+        ),
+        failures=tuple(replace(f, at=move(f.at), retry_at=move(f.retry_at)) for f in record.failures),
+        line=tuple(replace(w, since=move(w.since), turn_at=move(w.turn_at)) for w in record.line),
+        contexts=tuple(replace(c, at=move(c.at)) for c in record.contexts),
+    )

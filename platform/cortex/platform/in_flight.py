@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cortex.platform import clock
-from cortex.platform.fleet import used_function, used_instance
-from cortex.platform.record import KeepAlive, RouterReport, ShareUse
+from cortex.platform.record import KeepAlive, RouterReport, ShareUse, used_function, used_instance
 
 MOST_KEEPING = 10_000
 """Instances with a `keep_alive` of a request."""

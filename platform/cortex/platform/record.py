@@ -1,4 +1,4 @@
-"""The record: what each process publishes about itself in Redis, as values.
+"""The record: what each process publishes about itself in Redis, as values; and the sum of what routers publish, `Use`.
 
 Each value has one writer: an agent writes its host's record, a router its report. Nothing here is secret: worker keys
 are derived (`keys.py`), never stored. Memory is in MiB. Times are Unix seconds by the writer's clock; a reader
@@ -8,7 +8,6 @@ converts them to its own (`record_reader.py`), so two machines' clocks are never
 import enum
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from cortex.functions.capabilities import ModelProfile
 from cortex.functions.launch.modes import StartMode
@@ -501,47 +500,39 @@ class Namesake(Struct, frozen=True, kw_only=True):
     home: str = ""
 
 
-def is_newer(read: HostRecord, present: HostRecord, *, overlapped: bool) -> bool:
-    """Return whether a host's record that was just read is newer than the reader's `present` one.
-
-    `overlapped`: the read began before the present record arrived, so it may have fetched an older value.
-
-    (1) One agent process wrote both: the one with the higher sequence is newer.
-    (2) Different processes wrote them, and the read began after the present record arrived: the read one is newer.
-    (3) Different processes wrote them, and the reads overlapped: the one of the agent that started later. If a step of
-        the wall clock between the starts makes this wrong, the next full read is case (2).
-    """
-    if read.agent and read.agent == present.agent:  # (1)
-        return read.sequence > present.sequence
-    if not overlapped:  # (2)
-        return True
-    return (read.started, read.at) > (present.started, present.at)  # (3)
+KEEP_SLACK_S = 3.0
+"""Reports come once a second: a use this much later than a request with `keep_alive` may be that request itself."""
 
 
-def shifted(record: HostRecord, by_s: float) -> HostRecord:
-    """Return a host's record with all its times moved by `by_s`. A time of 0 means none and stays."""
+class Use(Struct, frozen=True, kw_only=True):
+    """The usage of instances, from the routers' reports. While it is not `known`, no instance counts as idle."""
 
-    def move(at: float) -> float:
-        return at + by_s if at else 0.0
+    known: bool = True
+    in_flight: dict[str, int] = {}
+    waiting: dict[str, int] = {}
+    used: dict[str, float] = {}
+    keep: dict[str, KeepAlive] = {}
+    """How long instances may stay idle, where a request says so; `ago_s` counts back from `at`."""
+    shares: dict[str, ShareUse] = {}
+    at: float = 0.0
 
-    return replace(
-        record,
-        at=move(record.at),
-        started=move(record.started),
-        instances=tuple(
-            replace(
-                i,
-                since=move(i.since),
-                created=move(i.created),
-                phase_since=move(i.phase_since),
-                last_sign=move(i.last_sign),
-                started=move(i.started),
-                ready=move(i.ready),
-                deadline=move(i.deadline),
-            )
-            for i in record.instances
-        ),
-        failures=tuple(replace(f, at=move(f.at), retry_at=move(f.retry_at)) for f in record.failures),
-        line=tuple(replace(w, since=move(w.since), turn_at=move(w.turn_at)) for w in record.line),
-        contexts=tuple(replace(c, at=move(c.at)) for c in record.contexts),
-    )
+    def keep_s(self, instance: Instance) -> float | None:
+        """Return how long an instance may stay idle as its last request says; None: that says nothing."""
+        keep = self.keep.get(instance.id)
+        if keep is None or self.last_used(instance) > self.at - keep.ago_s + KEEP_SLACK_S:
+            return None
+        return keep.for_s
+
+    def last_used(self, instance: Instance) -> float:
+        """Return when the instance was last used, or when it became ready if it never was."""
+        return max(instance.ready, self.used.get(used_instance(instance.id), 0.0))
+
+
+def used_function(function: str) -> str:
+    """Return the function's member name in `cortex:used`."""
+    return f"f:{function}"
+
+
+def used_instance(instance: str) -> str:
+    """Return the instance's member name in `cortex:used`."""
+    return f"i:{instance}"

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 
-from cortex.platform.record import HostRecord, is_newer, shifted
+from cortex.platform.fleet import is_newer, shifted
+from cortex.platform.record import HostRecord, RouterReport
 
 WINDOW_S = 30.0
 """The offset is the smallest difference in one to two windows: clocks drift, and a machine may be suspended."""

@@ -15,9 +15,8 @@ from cortex.functions.lifecycle import State
 from cortex.platform import clock
 from cortex.platform.agent_messages import Neighbours
 from cortex.platform.faults import Faults
-from cortex.platform.fleet import used_instance
 from cortex.platform.in_flight import InFlight
-from cortex.platform.record import HostRecord, Instance
+from cortex.platform.record import HostRecord, Instance, used_instance
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.serving import systemd
 from cortex.router.activation.activator import Activator

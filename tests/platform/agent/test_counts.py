@@ -3,8 +3,8 @@
 from cortex.functions.launch import StartMode
 from cortex.functions.lifecycle import State
 from cortex.platform.agent.counts import REGRET_S, AgentCounts
-from cortex.platform.fleet import Fleet, used_function
-from cortex.platform.record import DrainReason, Instance, RouterReport, Tier
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import DrainReason, Instance, RouterReport, Tier, used_function
 from cortex.platform.scheduling.effects import Decision
 from cortex.platform.scheduling.reasons import DecisionKind
 from tests.support.factories import HOST, a_host, an_instance

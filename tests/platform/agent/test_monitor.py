@@ -13,9 +13,8 @@ from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine, Function, revision
 from cortex.platform.agent.monitor import HostMonitor
 from cortex.platform.blocking_calls import BlockingCalls
-from cortex.platform.fleet import used_instance
 from cortex.platform.host.devices import Reading
-from cortex.platform.record import Device, Held, Instance, Tier
+from cortex.platform.record import Device, Held, Instance, Tier, used_instance
 from cortex.platform.registry import Registry
 from cortex.platform.scheduling import ledger
 from cortex.platform.scheduling.admission import need_of

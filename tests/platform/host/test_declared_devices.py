@@ -6,7 +6,6 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from cortex.platform.fleet import Use
 from cortex.platform.host.devices import (
     UNEXPLAINED_MB,
     Reading,
@@ -14,7 +13,7 @@ from cortex.platform.host.devices import (
     foreign_mb,
     with_foreign_memory,
 )
-from cortex.platform.record import Device, Held, Instance
+from cortex.platform.record import Device, Held, Instance, Use
 from cortex.platform.scheduling.placement import NoRoom, Placement, When, place
 from cortex.platform.settings import Agent, DeclaredDevice
 from tests.platform.host.nvml_stub import CPU, UUIDS, Tell, read

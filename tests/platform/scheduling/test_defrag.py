@@ -4,8 +4,8 @@ from msgspec.structs import replace
 
 from cortex.functions.launch import StartMode
 from cortex.functions.lifecycle import State
-from cortex.platform.fleet import Fleet, Use
-from cortex.platform.record import Instance, RouterReport
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import Instance, RouterReport, Use
 from cortex.platform.scheduling.admission import consolidation
 from cortex.platform.scheduling.defrag import consolidate
 from cortex.platform.scheduling.effects import Look, Spawn, Stop

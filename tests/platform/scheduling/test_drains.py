@@ -8,8 +8,8 @@ from msgspec.structs import replace
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Accepted, Rejected
-from cortex.platform.fleet import Fleet, used_instance
-from cortex.platform.record import DrainReason, FailureKind
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import DrainReason, FailureKind, used_instance
 from cortex.platform.scheduling.effects import CancelFetch, Reclaim, Spawn, Stop
 from cortex.platform.scheduling.events import HostRead, StartWithdrawn
 from cortex.platform.scheduling.placement import When

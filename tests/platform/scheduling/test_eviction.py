@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from cortex.functions.lifecycle import State
-from cortex.platform.fleet import Use, used_instance
-from cortex.platform.record import Instance
+from cortex.platform.record import Instance, Use, used_instance
 from cortex.platform.scheduling.eviction import (
     FIRST_SERVE_S,
     RESIDENCY_S,

@@ -8,8 +8,7 @@ from msgspec.structs import replace
 from cortex.functions.estimate import Shape
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine
-from cortex.platform.fleet import Use, used_instance
-from cortex.platform.record import Device, Held, Instance, Tier
+from cortex.platform.record import Device, Held, Instance, Tier, Use, used_instance
 from cortex.platform.scheduling.placement import (
     Need,
     NoRoom,

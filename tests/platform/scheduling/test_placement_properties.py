@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
-from cortex.platform.fleet import Use, used_instance
-from cortex.platform.record import Device, HostRecord, Instance
+from cortex.platform.record import Device, HostRecord, Instance, Use, used_instance
 from cortex.platform.scheduling.eviction import RESIDENCY_S, displaceable
 from cortex.platform.scheduling.placement import (
     Need,

@@ -6,8 +6,8 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine, Function
-from cortex.platform.fleet import Use, use, used_instance
-from cortex.platform.record import KeepAlive
+from cortex.platform.fleet import use
+from cortex.platform.record import KeepAlive, Use, used_instance
 from cortex.platform.scheduling.reaping import reap_at
 from tests.support.factories import a_fleet, a_function, a_process, a_report, an_instance
 from tests.support.scheduling import HERE, a_scheduler

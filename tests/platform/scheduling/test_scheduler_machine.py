@@ -18,8 +18,8 @@ from cortex.functions.launch import StartMode
 from cortex.functions.lifecycle import LIVE, PARKED, State
 from cortex.functions.spec import Function, revision
 from cortex.platform.agent_messages import Accepted, PlacementPlan, Rejected
-from cortex.platform.fleet import Fleet, used_instance
-from cortex.platform.record import DrainReason, HostRecord, Instance, Tier
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import DrainReason, HostRecord, Instance, Tier, used_instance
 from cortex.platform.scheduling.effects import Decision, Effect, Look, Park, Spawn, Stop, Wake
 from cortex.platform.scheduling.eviction import FIRST_SERVE_S
 from cortex.platform.scheduling.ledger import Entry, StartTimes

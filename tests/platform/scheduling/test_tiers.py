@@ -8,8 +8,8 @@ from msgspec.structs import replace
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine, Function, Park, revision
 from cortex.platform.agent_messages import Accepted, PlacementPlan, Rejected, Victim
-from cortex.platform.fleet import Fleet, Use, used_instance
-from cortex.platform.record import DrainReason, Tier
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import DrainReason, Tier, Use, used_instance
 from cortex.platform.scheduling import effects, events
 from cortex.platform.scheduling.eviction import protection
 from cortex.platform.scheduling.ledger import Costs, Entry

@@ -9,8 +9,7 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
-from cortex.platform.fleet import Use
-from cortex.platform.record import HostRecord, Instance
+from cortex.platform.record import HostRecord, Instance, Use
 from cortex.platform.scheduling.placement import NoRoom, Placement, place
 from cortex.platform.scheduling.turns import (
     FORGET_S,

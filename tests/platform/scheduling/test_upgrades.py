@@ -9,8 +9,8 @@ from cortex.functions.launch import StartMode
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function, Start, revision
 from cortex.platform.agent_messages import Accepted
-from cortex.platform.fleet import Fleet, used_instance
-from cortex.platform.record import DrainReason, HostRecord, Tier
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import DrainReason, HostRecord, Tier, used_instance
 from cortex.platform.scheduling.effects import Spawn, Stop
 from cortex.platform.scheduling.ledger import Entry, StartTimes
 from cortex.platform.scheduling.upgrades import LONG_IDLE_S, QUIET_S, STEADY_S

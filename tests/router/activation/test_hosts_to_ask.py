@@ -4,8 +4,8 @@ import pytest
 from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
-from cortex.platform.fleet import Fleet, SilentHost, Use, use
-from cortex.platform.record import DrainReason, Held, HostRecord, Instance, Tier
+from cortex.platform.fleet import Fleet, SilentHost, use
+from cortex.platform.record import DrainReason, Held, HostRecord, Instance, Tier, Use
 from cortex.platform.scheduling.placement import Need, NoRoom, Placement, need, place
 from cortex.router.activation import load_balancing
 from cortex.router.activation.load_balancing import blocked_by_foreign_memory, hosts_to_ask, why_nowhere

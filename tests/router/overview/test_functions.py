@@ -8,8 +8,8 @@ from msgspec.structs import replace
 from cortex.functions.launch import StartMode
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Start, revision
-from cortex.platform.fleet import SilentHost, used_function
-from cortex.platform.record import Failure, HostRecord
+from cortex.platform.fleet import SilentHost
+from cortex.platform.record import Failure, HostRecord, used_function
 from cortex.platform.scheduling.ledger import Entry, StartTimes
 from cortex.router.api_types import FunctionView
 from cortex.router.overview import functions

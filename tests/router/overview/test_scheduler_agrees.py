@@ -9,7 +9,8 @@ from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Accepted
-from cortex.platform.fleet import Fleet, used_instance
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import used_instance
 from cortex.router.overview.functions import function_views
 from cortex.router.overview.hosts import host_views
 from cortex.router.overview.snapshot import FleetSnapshot, Index

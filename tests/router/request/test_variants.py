@@ -13,9 +13,9 @@ from cortex.functions.catalogue import read
 from cortex.functions.spec import Engine, Function
 from cortex.functions.variants import adapter_name, adapter_number, fold
 from cortex.platform.api_keys import Principal, Priority
-from cortex.platform.fleet import Fleet, used_function
+from cortex.platform.fleet import Fleet
 from cortex.platform.in_flight import InFlight
-from cortex.platform.record import Override, ShareUse
+from cortex.platform.record import Override, ShareUse, used_function
 from cortex.router.dialects.core.errors import Dialect
 from cortex.router.dialects.dialect import read_request
 from cortex.router.errors import FunctionNotFound, QueueFull

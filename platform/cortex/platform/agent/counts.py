@@ -5,9 +5,9 @@ An eviction of a function's last ready instance is *regretted* when a request us
 
 from cortex.functions.lifecycle import State
 from cortex.platform import metrics
-from cortex.platform.fleet import Fleet, use, used_function
+from cortex.platform.fleet import Fleet, use
 from cortex.platform.meter import Meter, Snapshot
-from cortex.platform.record import DrainReason, FailureKind, HostRecord, Instance
+from cortex.platform.record import DrainReason, FailureKind, HostRecord, Instance, used_function
 from cortex.platform.scheduling.effects import Decision
 from cortex.platform.scheduling.ledger import WAKING, returned_from
 from cortex.platform.scheduling.reasons import DecisionKind

@@ -10,8 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cortex.functions.lifecycle import PARKED, State
-from cortex.platform.fleet import Use
-from cortex.platform.record import HostRecord, Instance
+from cortex.platform.record import HostRecord, Instance, Use
 from cortex.platform.scheduling.eviction import displaceable
 from cortex.platform.scheduling.placement import (
     MOST_DEVICE_SETS,

@@ -22,8 +22,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cortex.functions.spec import Function, revision
-from cortex.platform.fleet import Fleet, used_instance
-from cortex.platform.record import HostRecord, Instance, RouterReport
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import HostRecord, Instance, RouterReport, used_instance
 from cortex.platform.scheduling.effects import CancelFetch, Effect, Fetch, LoadAdapter, Park, Prove, Spawn, Wake
 from cortex.platform.scheduling.events import AdapterRequest, Adopted, CatalogueChanged, EnsureRequest, Event, Reported
 from cortex.platform.scheduling.state import MASKED_REVISION, HostState

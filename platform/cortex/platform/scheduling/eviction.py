@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from msgspec import Struct
 
 from cortex.functions.lifecycle import State
-from cortex.platform.fleet import Use
-from cortex.platform.record import Instance, Tier
+from cortex.platform.record import Instance, Tier, Use
 from cortex.platform.scheduling.parking import freed_mb, is_leaving, tier_from
 
 Worth = tuple[float, bool, float, str]

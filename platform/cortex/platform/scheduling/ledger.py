@@ -16,8 +16,7 @@ from msgspec.structs import replace
 
 from cortex.functions.launch import StartMode
 from cortex.functions.lifecycle import PARKED
-from cortex.platform.fleet import used_instance
-from cortex.platform.record import Device, Instance, Tier
+from cortex.platform.record import Device, Instance, Tier, used_instance
 
 GROWN = 1.05
 """Factor by which a reading must exceed the last one of the same start to be recorded: readings fluctuate."""

@@ -14,8 +14,7 @@ from types import MappingProxyType
 
 from cortex.functions.lifecycle import PARKED, State
 from cortex.functions.spec import SLEEPERS, Engine, Function, Park
-from cortex.platform.fleet import Use
-from cortex.platform.record import HostRecord, Instance, Tier
+from cortex.platform.record import HostRecord, Instance, Tier, Use
 from cortex.platform.scheduling.ledger import Costs, Entry
 
 TIERS = (Tier.SLEEP, Tier.FREEZE, Tier.STOP)

@@ -16,8 +16,7 @@ from msgspec.structs import replace
 from cortex.functions.estimate import estimate
 from cortex.functions.lifecycle import PARKED
 from cortex.functions.spec import Engine, Function
-from cortex.platform.fleet import Use
-from cortex.platform.record import Device, HostRecord, Instance, Tier
+from cortex.platform.record import Device, HostRecord, Instance, Tier, Use
 from cortex.platform.scheduling.eviction import Victims, Worth, cheapest_victims, frees, least_valuable_first, worths
 from cortex.platform.scheduling.eviction import protection as protection  # for callers of `place`
 from cortex.platform.scheduling.parking import TIERS, admitted_mb, freed_mb, is_leaving, tier_from

@@ -4,8 +4,7 @@ from collections.abc import Iterable
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
-from cortex.platform.fleet import Use
-from cortex.platform.record import Instance
+from cortex.platform.record import Instance, Use
 
 SURPLUS_S = 10.0
 """Idle time of an instance beyond its function's `max`, unless `idle_after_s` is shorter: a host that was cut off came

@@ -12,8 +12,7 @@ from cortex.functions.launch import StartMode, Trick
 from cortex.functions.lifecycle import LIVE, State, Step
 from cortex.functions.servers import max_concurrency, server_of
 from cortex.functions.spec import Function
-from cortex.platform.fleet import Use
-from cortex.platform.record import DrainReason, Instance, Silence, Tier
+from cortex.platform.record import DrainReason, Instance, Silence, Tier, Use
 from cortex.platform.scheduling.admission import admit_or_fail
 from cortex.platform.scheduling.effects import Fetch, Look, Prove, Reclaim, Spawn, Stop, Wake
 from cortex.platform.scheduling.failures import Incident

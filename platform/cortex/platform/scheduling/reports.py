@@ -7,8 +7,8 @@ requests in flight count as in flight until a look at the worker shows that it i
 from msgspec import Struct
 from msgspec.structs import replace
 
-from cortex.platform.fleet import Fleet, Use, use
-from cortex.platform.record import Instance, RouterReport
+from cortex.platform.fleet import Fleet, use
+from cortex.platform.record import Instance, RouterReport, Use
 
 SILENT_S = 5.0
 """A report this old when it vanished has expired: a router that ends removes one of the last second."""

@@ -13,8 +13,8 @@ from msgspec.structs import asdict, replace
 
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import PlacementPlan, Rejected
-from cortex.platform.fleet import Fleet, used_instance
-from cortex.platform.record import HostRecord
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import HostRecord, used_instance
 from cortex.platform.scheduling import adapters, events, requests, worker_events
 from cortex.platform.scheduling.effects import AdapterAnswer, Answer, Decision, Effect
 from cortex.platform.scheduling.events import Event

@@ -12,8 +12,7 @@ from msgspec.structs import replace
 from cortex.functions.lifecycle import LIVE, PARKED, State
 from cortex.functions.spec import Function
 from cortex.functions.spec import revision as revision_of
-from cortex.platform.fleet import Use
-from cortex.platform.record import HostRecord, Instance, Tier
+from cortex.platform.record import HostRecord, Instance, Tier, Use
 from cortex.platform.scheduling.effects import Effect
 from cortex.platform.scheduling.failures import Failures
 from cortex.platform.scheduling.ledger import Entry

@@ -3,8 +3,7 @@
 from msgspec.structs import replace
 
 from cortex.functions.lifecycle import PARKED, State
-from cortex.platform.fleet import Use
-from cortex.platform.record import DrainReason, Instance, Tier
+from cortex.platform.record import DrainReason, Instance, Tier, Use
 from cortex.platform.scheduling.eviction import RESIDENCY_S
 from cortex.platform.scheduling.failures import Incident
 from cortex.platform.scheduling.parking import (

@@ -21,8 +21,7 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import COMING, State
 from cortex.functions.spec import Function
-from cortex.platform.fleet import Use
-from cortex.platform.record import HostRecord, InLine, Instance, Tier
+from cortex.platform.record import HostRecord, InLine, Instance, Tier, Use
 from cortex.platform.scheduling.eviction import FIRST_SERVE_S, residency_s
 from cortex.platform.scheduling.placement import Need, Placement, When, place
 

@@ -10,8 +10,7 @@ from msgspec.structs import replace
 from cortex.functions.launch import StartMode
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function, Start
-from cortex.platform.fleet import Use
-from cortex.platform.record import DrainReason, Instance
+from cortex.platform.record import DrainReason, Instance, Use
 from cortex.platform.scheduling.admission import admit, admit_or_fail, need_of, replacement
 from cortex.platform.scheduling.placement import Placement, misfit, need, place
 from cortex.platform.scheduling.reaping import reap_at

@@ -17,9 +17,9 @@ from cortex.functions.hours import at_hours, next_change
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function, revision
 from cortex.platform.agent_messages import Accepted, Ensure, Rejected
-from cortex.platform.fleet import Fleet, used_function, used_instance
+from cortex.platform.fleet import Fleet
 from cortex.platform.in_flight import InFlight
-from cortex.platform.record import HostRecord, Instance, ProcessId, RouterReport
+from cortex.platform.record import HostRecord, Instance, ProcessId, RouterReport, used_function, used_instance
 from cortex.platform.registry import Registry
 from cortex.platform.scheduling import effects, events
 from cortex.platform.scheduling.ledger import Entry, Reading, returned_from

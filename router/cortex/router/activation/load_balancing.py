@@ -9,8 +9,8 @@ from types import MappingProxyType
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function, revision
-from cortex.platform.fleet import Fleet, Use
-from cortex.platform.record import HostRecord, Instance
+from cortex.platform.fleet import Fleet
+from cortex.platform.record import HostRecord, Instance, Use
 from cortex.platform.scheduling.placement import Need, NoRoom, Placement, When, place
 from cortex.platform.scheduling.placement import need as need_of
 from cortex.platform.scheduling.saved_state import LocalWeights

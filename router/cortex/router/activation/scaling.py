@@ -12,7 +12,8 @@ from msgspec import Struct
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
-from cortex.platform.fleet import Fleet, Use, use, without_successors
+from cortex.platform.fleet import Fleet, use, without_successors
+from cortex.platform.record import Use
 from cortex.platform.scheduling.placement import Placement, need, place
 from cortex.platform.scheduling.saved_state import LocalWeights
 

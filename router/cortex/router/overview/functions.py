@@ -9,8 +9,7 @@ from cortex.functions.catalogue import Catalogue
 from cortex.functions.launch import StartMode
 from cortex.functions.memo import Memo
 from cortex.functions.spec import Engine, Function, Start
-from cortex.platform.fleet import used_function
-from cortex.platform.record import HostRecord, Instance, Override
+from cortex.platform.record import HostRecord, Instance, Override, used_function
 from cortex.platform.scheduling.ledger import Entry, expected_s, placement_mb
 from cortex.platform.scheduling.reaping import reap_at
 from cortex.router.activation.load_balancing import blocked_by_foreign_memory

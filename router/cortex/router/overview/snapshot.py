@@ -9,8 +9,8 @@ from cortex.functions.catalogue import Catalogue
 from cortex.functions.spec import Function
 from cortex.platform.budget import LowBudget
 from cortex.platform.decisions import DecisionRecord
-from cortex.platform.fleet import Fleet, Use, use
-from cortex.platform.record import Failure, HostRecord, Instance, ShareUse
+from cortex.platform.fleet import Fleet, use
+from cortex.platform.record import Failure, HostRecord, Instance, ShareUse, Use
 from cortex.platform.scheduling.ledger import Entry, device_of, revision_of
 from cortex.router.activation.waits import places_in_line
 from cortex.router.api_types import DownloadView
