@@ -253,3 +253,33 @@ def test_only_the_latest_uses_are_stored() -> None:
 
     assert len(record) == MOST_USES
     assert "i:4" not in record
+
+
+# Routers' reports.
+
+
+def test_the_report_of_a_dead_router_counts_for_one_lifetime_however_long_redis_keeps_it() -> None:
+    reader, last = RecordReader(), RouterReport(id="r1", at=500.0, waiting={"f": 2})
+
+    counted = [bool(reader.reports([last], 1000.0 + s, 10.0)) for s in (0.0, 3.0, 9.9, 10.0, 60.0)]
+
+    assert counted == [True, True, True, False, False]
+
+
+def test_the_report_of_a_router_that_goes_on_counts_also_when_its_clock_stands_back() -> None:
+    reader = RecordReader()
+    reader.reports([RouterReport(id="r1", at=500.0)], 1000.0, 10.0)
+
+    reports = reader.reports([RouterReport(id="r1", at=400.0)], 1060.0, 10.0)
+
+    assert list(reports) == ["r1"]
+
+
+def test_a_router_that_reports_again_after_a_pause_counts_again() -> None:
+    reader = RecordReader()
+    for s in (0.0, 20.0):
+        reader.reports([RouterReport(id="r1", at=500.0)], 1000.0 + s, 10.0)
+
+    reports = reader.reports([RouterReport(id="r1", at=521.0)], 1021.0, 10.0)
+
+    assert list(reports) == ["r1"]

@@ -16,7 +16,7 @@ from cortex.functions.spec import revision
 from cortex.platform import registry
 from cortex.platform.agent_messages import Accepted, Ensure, Rejected
 from cortex.platform.fleet import use
-from cortex.platform.record import HostRecord, Instance, Tier
+from cortex.platform.record import HostRecord, Instance, RouterReport, Tier
 from cortex.platform.record_codec import decoded
 from cortex.platform.scheduling.parking import is_leaving
 from cortex.platform.scheduling.placement import NoRoom, need, place
@@ -234,9 +234,12 @@ class Invariants:
 
     def _reports(self, router: str) -> bool:
         slot = self.world.routers.get(router)
-        if slot is None or slot.router is None:
+        if slot is None or slot.router is None or slot.process is None:
             return False
-        return bool(self.world.redis.model.call("EXISTS", f"cortex:router:{slot.router.id}"))
+        report = decoded(self.world.redis.model.call("GET", f"cortex:router:{slot.router.id}"), RouterReport)
+        # After a backward step of its clock Redis keeps reports for longer than agents heed them.
+        now = slot.process.clock.origin + slot.process.monotonic_s + self.world.now
+        return report is not None and now - report.at < registry.ROUTER_TTL_S
 
     def _signal(self, worker: Worker, number: int) -> None:
         """A worker is stopped only when no router that reports has a request there."""
@@ -325,6 +328,8 @@ class Invariants:
             view = slot.router.view
             if view.away or view.fleet.silent:
                 return f"router {name}: away {view.away}, silent {sorted(view.fleet.silent)}"
+            if dead := view.fleet.routers.keys() - {s.router.id for s in world.routers.values() if s.router}:
+                return f"router {name} counts the reports of routers that ended: {sorted(dead)}"
             for host, agent in world.agents.items():
                 own = {(i.id, i.state) for i in agent.scheduler.record().instances}
                 reading = view.fleet.hosts.get(host)

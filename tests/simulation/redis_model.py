@@ -30,6 +30,7 @@ class Model:
         self._values: dict[bytes, Any] = {}
         self._ends: dict[bytes, float] = {}
         self._entries = 0
+        self._commands: dict[str, Any] = {}
         self.calls = 0
 
     def clear(self) -> None:
@@ -40,8 +41,10 @@ class Model:
     def call(self, name: str, *args: Any) -> Any:
         """Carry out one command. Returns what Redis does; an error is raised as ResponseError."""
         self.calls += 1
-        command: Any = getattr(self, f"_{name.lower()}")  # PUBLISH is the callback itself
-        return command(*[_bytes(a) for a in args])
+        command = self._commands.get(name)
+        if command is None:
+            command = self._commands[name] = getattr(self, f"_{name.lower()}")  # PUBLISH is the callback itself
+        return command(*[a if type(a) is bytes else _bytes(a) for a in args])
 
     def run(self, script: str, keys: Sequence[Any], args: Sequence[Any]) -> Any:
         """Run a Lua script, which is one atomic step."""
@@ -251,6 +254,8 @@ class Stream(list[tuple[bytes, dict[bytes, bytes]]]):
 
 
 def _bytes(value: Any) -> bytes:
+    if isinstance(value, str):
+        return value.encode()
     if isinstance(value, bytes):
         return value
     if isinstance(value, float) and value.is_integer():  # a number that comes from Lua
@@ -263,29 +268,29 @@ def _pairs(flat: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _to_lua_value(value: Any) -> Any:
-    match value:
-        case None:
-            return False
-        case Status():
-            return _LUA.table_from({b"ok": value.encode()})
-        case list():
-            return _LUA.table_from([_to_lua_value(v) for v in value])
-        case _:
-            return value
+    if type(value) is bytes or type(value) is int:
+        return value
+    if value is None:
+        return False
+    if isinstance(value, Status):
+        return _LUA.table_from({b"ok": value.encode()})
+    if isinstance(value, list):
+        return _LUA.table_from([_to_lua_value(v) for v in value])
+    return value
 
 
 def _from_lua_value(value: Any) -> Any:
-    match value:
-        case False | None:
-            return None
-        case True:
-            return 1
-        case float():
-            return int(value)
-        case _ if lua51.lua_type(value) == "table":
-            return [_from_lua_value(v) for v in value.values()]
-        case _:
-            return value
+    if type(value) is bytes:
+        return value
+    if value is None or value is False:
+        return None
+    if value is True:
+        return 1
+    if isinstance(value, float):
+        return int(value)
+    if lua51.lua_type(value) == "table":
+        return [_from_lua_value(v) for v in value.values()]
+    return value
 
 
 def _decode_json(text: bytes) -> Any:

@@ -13,7 +13,9 @@ from cortex.functions.spec import Engine, Function, Park
 from cortex.platform.scheduling.parking import PRETENDS
 
 MEMORY_MB = 16_000
-SHORT_S, SETTLE_S = 3.0, 45.0
+SHORT_S, SETTLE_S = 3.0, 150.0
+"""Seconds of peace, at most, of a short run and of others, which end as soon as they are at rest. A worker that hung
+unnoticed is given up on its way to a tier, after up to 30 s, and those that wait for its memory may hang, too."""
 LEAST_FOR_AN_OLD_RECORD_S = 10.0
 """Runs with a shorter load have no time for a router with an old record."""
 

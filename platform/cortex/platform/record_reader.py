@@ -68,6 +68,8 @@ class RecordReader:
     def __init__(self) -> None:
         self._hosts: dict[str, _Host] = {}
         self._used: dict[str, float] = {}
+        self._reports: dict[str, tuple[float, float]] = {}
+        """By router, the time that its newest report tells, and when this process first read that."""
 
     def hosts(self, read: Iterable[HostRecord], began: float, ended: float) -> dict[str, HostRecord]:
         """Add a read of all hosts, which lasted from `began` to `ended`. Return the newest record of each."""
@@ -105,6 +107,20 @@ class RecordReader:
         else:
             clocks = ClockDifference(read.at, ended)
         return _Host(read, True, ended, clocks, shifted(read, clocks.ahead_s))
+
+    def reports(self, read: Iterable[RouterReport], ended: float, lifetime_s: float) -> dict[str, RouterReport]:
+        """Add a read of all routers' reports. Return those of routers that have written one within a lifetime.
+
+        Redis keeps the report of a router that died for longer when its own clock is set back. So here a report that
+        stays the same counts for a lifetime from the first read of it.
+        """
+        reports = {r.id: r for r in read}
+        before = self._reports
+        self._reports = {
+            id: before[id] if id in before and before[id][0] == report.at else (report.at, ended)
+            for id, report in reports.items()
+        }
+        return {id: report for id, report in reports.items() if ended - self._reports[id][1] < lifetime_s}
 
     def used(self, scores: Mapping[str, float], redis_now: float, now: float) -> dict[str, float]:
         """Return last uses by the reader's clock, from scores and the time by Redis' clock.

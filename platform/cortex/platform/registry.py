@@ -310,7 +310,7 @@ class Registry:
         reports = [r for v in of_routers if (r := decoded(v, RouterReport))]
         return Fleet(
             hosts=newest,
-            routers={r.id: r for r in reports},
+            routers=self._reader.reports(reports, ended, ROUTER_TTL_S),
             used=self._reader.used({text(m): score for m, score in used}, seconds + micros / 1e6, ended),
             cordoned=frozenset(text(c) for c in cordoned),
             overrides={function: override_of(values) for function, values in of_overrides.items() if values},
