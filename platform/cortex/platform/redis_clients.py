@@ -15,6 +15,7 @@ import redis.connection as connections
 import redis.sentinel as sync_sentinel
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
+from redis.driver_info import DriverInfo
 from redis.exceptions import (
     BusyLoadingError,
     ConnectionError,
@@ -189,7 +190,8 @@ def async_client(url: str, timeout_s: float, generation: Generation) -> redis.as
         "socket_connect_timeout": timeout_s,
         "retry": AsyncRetry(NoBackoff(), 1),
         "client_name": "cortex",
-        "lib_version": redis.__version__,  # redis-py reads its metadata from disk for each connection otherwise
+        # redis-py reads its metadata from disk for each connection otherwise.
+        "driver_info": DriverInfo(lib_version=redis.__version__),
     }
     if is_sentinel(url):
         address = sentinels(url)
