@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -15,14 +16,14 @@ from cortex.platform.agent_messages import Accepted, Ensure, Rejected
 from cortex.platform.fleet import Fleet
 from cortex.platform.in_flight import InFlight
 from cortex.platform.record import FailureKind, HostRecord, InLine, Instance, Tier
-from cortex.platform.registry import Registry
+from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.scheduling.failures import Failures, Incident, evidence_in
 from cortex.platform.scheduling.placement import When
-from cortex.router.activation.activator import CLAIM_S, Activator
+from cortex.router.activation.activator import CLAIM_S, MOST_CLAIMS, Activator
 from cortex.router.activation.agents import TIMEOUT_S, Agents, AgentUnavailable
 from cortex.router.activation.probe import Pulse
 from cortex.router.activation.proposer import Proposer
-from cortex.router.errors import NoCapacity, NotReadyInTime, StartFailed
+from cortex.router.errors import NoCapacity, NotReadyInTime, RecordIsAway, StartFailed
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import Target
 from tests.support.factories import a_function, a_host, an_instance
@@ -420,3 +421,56 @@ async def test_of_agents_that_did_not_answer_the_one_that_failed_longest_ago_is_
     proposer._slow = {"a": time.monotonic() + 20, "b": time.monotonic() + 10, "c": time.monotonic() - 1}
 
     assert list(proposer._slow_last(["a", "b", "c", "d"])) == ["c", "d", "b", "a"]
+
+
+# Many cold functions at a time.
+
+
+class CrowdedStage(Stage):
+    """A record in which claims take a while; `reachable` false: they fail then."""
+
+    def __init__(self) -> None:
+        super().__init__(*[()] * (8 * MOST_CLAIMS))
+        self.open = asyncio.Event()
+        self.reachable = True
+        self.claiming = self.most = self.claims = 0
+
+    async def claim(self, function: str, token: str, ttl_s: float) -> bool:
+        self.claiming += 1
+        self.claims += 1
+        self.most = max(self.most, self.claiming)
+        await self.open.wait()
+        self.claiming -= 1
+        if not self.reachable:
+            raise RecordUnavailable("no answer")
+        return True
+
+    def begin(self, functions: int) -> list[asyncio.Task[str]]:
+        """Have so many cold functions requested at once."""
+        cold = [a_function(id=f"cold-{n}") for n in range(functions)]
+        find = [partial(Target, f, revision(f)) for f in cold]
+        return [asyncio.create_task(self.activator.ensure(one)) for one in find]
+
+
+async def test_many_cold_functions_take_a_few_claims_at_a_time_and_all_start() -> None:
+    stage = CrowdedStage()
+    starts = stage.begin(4 * MOST_CLAIMS)
+    await asyncio.sleep(0)
+    stage.open.set()
+
+    await asyncio.gather(*starts)
+
+    assert (stage.most, stage.proposed) == (MOST_CLAIMS, 4 * MOST_CLAIMS)
+
+
+async def test_when_redis_does_not_answer_those_in_line_for_a_claim_fail_with_the_first() -> None:
+    stage = CrowdedStage()
+    stage.reachable = False
+    starts = stage.begin(4 * MOST_CLAIMS)
+    await asyncio.sleep(0)
+    stage.open.set()
+
+    errors = await asyncio.gather(*starts, return_exceptions=True)
+
+    assert {type(e) for e in errors} == {RecordIsAway}
+    assert stage.claims == MOST_CLAIMS

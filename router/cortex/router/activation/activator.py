@@ -49,6 +49,9 @@ CLAIM_S = TIMEOUT_S + 5.0
 """A claim is released in milliseconds, or at the latest after one agent that does not answer, which it must outlast. It
 expires if its router dies."""
 CLAIMED_ELSEWHERE_S = 0.05
+MOST_CLAIMS = 32
+"""Functions for which this router takes the claim and reads the record at a time; others wait in order. When a thousand
+become cold together, a connection to Redis for each would take longer than the starts."""
 NO_ROOM_S = 1.0
 UNSEEN_S = 10.0
 """How long a started instance may be missing from the record before it is started again."""
@@ -89,6 +92,10 @@ class Activator:
         self._starts: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._refusals: dict[tuple[str, str], NoCapacity] = {}
         self._warming: dict[str, asyncio.Task[None]] = {}
+        self._claiming = asyncio.Semaphore(MOST_CLAIMS)
+        self._away: RecordUnavailable | None = None
+        self._away_at = 0.0
+        """When a claim failed last, with its error: those that waited for their turn at that time fail, too."""
 
     async def close(self) -> None:
         """End every start that this router drives. Starts on agents continue."""
@@ -311,15 +318,24 @@ class Activator:
     async def _claim(self, function: str) -> AsyncIterator[bool]:
         """Hold the right to propose a start, with the record read again; False: another router has it."""
         token = secrets.token_hex(8)
-        if not await self._registry.claim(function, token, CLAIM_S):
-            yield False
-            return
-        try:
-            await self._view.refresh()
-            yield True
-        finally:
-            with contextlib.suppress(RecordUnavailable):
-                await self._registry.release(function, token)
+        began = time.monotonic()
+        async with contextlib.AsyncExitStack() as release:
+            async with self._claiming:
+                if self._away_at > began and self._away is not None:
+                    raise self._away
+                try:
+                    has_claim = await self._registry.claim(function, token, CLAIM_S)
+                    if has_claim:
+                        release.push_async_callback(self._release, function, token)
+                        await self._view.refresh()
+                except RecordUnavailable as error:
+                    self._away, self._away_at = error, time.monotonic()
+                    raise
+            yield has_claim
+
+    async def _release(self, function: str, token: str) -> None:
+        with contextlib.suppress(RecordUnavailable):
+            await self._registry.release(function, token)
 
     def _has_left(self, instance: str, host: str) -> bool:
         """Whether the host of an instance is alive and no longer has it, or has it parked."""

@@ -68,7 +68,11 @@ def _rank(session: str, instance: str) -> bytes:
 class HostOrder:
     """Hosts, best first. Each is estimated only when the order is read as far as that."""
 
-    def __init__(self, hosts: Iterator[str]) -> None:
+    def __init__(
+        self, hosts: Iterator[str], estimates: Mapping[str, Placement | NoRoom] = MappingProxyType({})
+    ) -> None:
+        """`estimates` gets the estimate of each host as it is made."""
+        self.estimates = estimates
         self._known: list[str] = []
         self._rest = hosts
 
@@ -103,7 +107,8 @@ def hosts_to_ask(
     can never run, and cordoned ones, are left out. `present` has the function's instances by host, where a caller knows
     them.
     """
-    return HostOrder(_in_order(need, function, fleet, use, now, exclude, present))
+    estimates: dict[str, Placement | NoRoom] = {}
+    return HostOrder(_in_order(need, function, fleet, use, now, exclude, present, estimates), estimates)
 
 
 def _in_order(
@@ -114,33 +119,39 @@ def _in_order(
     now: float,
     exclude: Collection[str],
     present: Mapping[str, Sequence[Instance]] | None,
+    estimates: dict[str, Placement | NoRoom],
 ) -> Iterator[str]:
     groups: dict[tuple[bool, int, bool, bool], list[HostRecord]] = {}
-    rev = revision(function)
-    for host in fleet.hosts.values():
-        if host.name in fleet.cordoned:
+    rev, cordoned, pinned_on = revision(function), fleet.cordoned, function.pinned_on
+    others: list[HostRecord] = []  # nearly all of a thousand hosts: they have nothing of it
+    for name, host in fleet.hosts.items():
+        if name in cordoned:
+            continue
+        there = host.instances if present is None else present.get(name)
+        if not there and function.id not in host.weights and name not in pinned_on:
+            others.append(host)
             continue
         has_one, returns = False, _NO_RETURN
-        there = host.instances if present is None else present.get(host.name)
         same = there and [i for i in there if (i.function, i.revision) == (function.id, rev) and i.id not in exclude]
         if same:
             has_one = any(i.state is State.READY or i.is_coming or i.comes_back for i in same)
             returns = min(_RETURNS.get(i.state, _NO_RETURN) for i in same)
-        rank = (not has_one, returns, host.name not in function.pinned_on, function.id not in host.weights)
+        rank = (not has_one, returns, name not in pinned_on, function.id not in host.weights)
         groups.setdefault(rank, []).append(host)
+    groups.setdefault((True, _NO_RETURN, True, True), []).extend(others)
     for rank in sorted(groups):
         has_none = rank[:2] == (True, _NO_RETURN)
-        others: list[tuple[int, str]] = []
+        evicting: list[tuple[int, str]] = []
         for host in sorted(groups[rank], key=attrgetter("name")):
-            estimate = place(need, host, use, now)
+            estimate = estimates[host.name] = place(need, host, use, now)
             if isinstance(estimate, NoRoom) and estimate.when is When.NEVER and has_none:
                 continue
             evictions = len(estimate.evict) if isinstance(estimate, Placement) else 1_000_000
             if evictions:
-                others.append((evictions, host.name))
+                evicting.append((evictions, host.name))
             else:
                 yield host.name
-        yield from (name for _, name in sorted(others))
+        yield from (name for _, name in sorted(evicting))
 
 
 def candidates(need: Need, order: HostOrder, fleet: Fleet, use: Use, now: float) -> list[dict[str, object]]:
@@ -149,14 +160,20 @@ def candidates(need: Need, order: HostOrder, fleet: Fleet, use: Use, now: float)
     first = order.first(MOST_LISTED)
     left = MOST_LISTED - len(first)
     never = sorted(fleet.hosts.keys() - set(first))[:left] if left else []  # the order ends before them
-    return [_estimate(need, fleet.hosts[name], fleet, use, now) for name in (*first, *never) if name in fleet.hosts]
+    return [
+        _described(
+            name,
+            order.estimates.get(name) or place(need, fleet.hosts[name], use, now, cordoned=name in fleet.cordoned),
+        )
+        for name in (*first, *never)
+        if name in fleet.hosts
+    ]
 
 
-def _estimate(need: Need, host: HostRecord, fleet: Fleet, use: Use, now: float) -> dict[str, object]:
-    estimate = place(need, host, use, now, cordoned=host.name in fleet.cordoned)
+def _described(host: str, estimate: Placement | NoRoom) -> dict[str, object]:
     if isinstance(estimate, NoRoom):
-        return {"host": host.name, "why_not": estimate.reason}
-    return {"host": host.name, "evict": list(estimate.evict), "devices": list(estimate.devices)}
+        return {"host": host, "why_not": estimate.reason}
+    return {"host": host, "evict": list(estimate.evict), "devices": list(estimate.devices)}
 
 
 def why_nowhere(need: Need, fleet: Fleet, use: Use, now: float) -> str:

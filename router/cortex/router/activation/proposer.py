@@ -68,7 +68,7 @@ class Proposer:
         usage = use(fleet)
         present = self._view.by_host(function.id)
         hosts = hosts_to_ask(function_need, function, fleet, usage, self._now(), request.beside, present)
-        order = HostOrder(self._slow_last(hosts))
+        order = HostOrder(self._slow_last(hosts), hosts.estimates)
         has_choice = len(order.first(2)) > 1
         refusals: dict[str, Rejected] = {}
         accepted = await self._first_host(order, replace(request, turn=request.turn and not has_choice), refusals)
