@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from cortex.platform.fleet import shifted
 from cortex.platform.record import Failure, HostRecord, RouterReport, used_instance
+from cortex.platform.record_codec import Beat, beat
 from cortex.platform.record_reader import GONE_S, MOST_USES, SAME_S, WINDOW_S, RecordReader
 from tests.support.factories import HOST, a_host, an_instance
 
@@ -283,3 +284,45 @@ def test_a_router_that_reports_again_after_a_pause_counts_again() -> None:
     reports = reader.reports([RouterReport(id="r1", at=521.0)], 1021.0, 10.0)
 
     assert list(reports) == ["r1"]
+
+
+# Heartbeats.
+
+
+def test_after_a_heartbeat_a_record_is_as_if_it_was_read() -> None:
+    first = replace(a_record(1000.0, ready=900.0), change="agent-1.1")
+    second = replace(first, at=1002.0, sequence=first.sequence + 1)
+    one, other = RecordReader(), RecordReader()
+    for reader in (one, other):
+        read(reader, first, 1000.5)
+
+    record = one.after(Beat(second.sequence, second.at, second.change, HOST), 1002.1)
+
+    assert record == read(other, second, 1002.1)
+
+
+@pytest.mark.parametrize("change", ["agent-1.2", "agent-2.1", ""])
+def test_a_heartbeat_of_a_record_that_was_not_read_is_no_record(change: str) -> None:
+    reader = RecordReader()
+    read(reader, replace(a_record(1000.0), change="agent-1.1" if change else ""), 1000.0)
+
+    assert reader.after(Beat(9, 1002.0, change, HOST), 1002.0) is None
+    assert reader.after(Beat(9, 1002.0, "agent-1.1", "host-unknown"), 1002.0) is None
+
+
+def test_a_heartbeat_before_the_record_that_was_read_changes_nothing() -> None:
+    reader, record = RecordReader(), replace(a_record(1000.0, sequence=8), change="agent-1.1")
+    present = read(reader, record, 1000.0)
+
+    assert reader.after(Beat(7, 998.0, "agent-1.1", HOST), 1000.1) == present
+
+
+def test_a_heartbeat_is_in_its_message() -> None:
+    sent = Beat(7, 1800000000.123456, "0f.3", "host-a:1")
+
+    assert beat(sent.message().removeprefix("beat:")) == sent
+
+
+@pytest.mark.parametrize("text", ["", "host-a", "1:2", "1:2:3", "x:1.0:c:host-a", "1:x:c:host-a"])
+def test_another_message_is_no_heartbeat(text: str) -> None:
+    assert beat(text) is None

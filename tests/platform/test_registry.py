@@ -291,3 +291,16 @@ async def test_a_name_in_the_index_that_is_no_text_hides_no_other_host(
 
 async def bytes_read(server: redis.asyncio.Redis) -> int:
     return int((await server.info("stats"))["total_net_output_bytes"])
+
+
+async def test_a_heartbeat_rings_apart_from_changes(registry: Registry, server: redis.asyncio.Redis) -> None:
+    first = replace(a_host(), agent="a", change="a.1", sequence=1)
+    beat, change = replace(first, at=2.0, sequence=2), replace(first, at=3.0, sequence=3, change="a.3")
+    async with server.pubsub(ignore_subscribe_messages=True) as pubsub:
+        await pubsub.subscribe(RecordKeys().changed)
+        await pubsub.get_message(timeout=1.0)
+        for record in (first, beat, change):
+            await registry.publish_host(record, 60.0)
+        messages = [m["data"].decode() for _ in range(3) if (m := await pubsub.get_message(timeout=5.0))]
+
+    assert messages == [f"host:{HOST}", f"beat:2:2.0:a.1:{HOST}", f"host:{HOST}"]

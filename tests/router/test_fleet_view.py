@@ -9,7 +9,9 @@ from msgspec.structs import replace
 
 from cortex.platform import clock
 from cortex.platform.fleet import Fleet
-from cortex.platform.record import used_instance
+from cortex.platform.record import HostRecord, used_instance
+from cortex.platform.record_codec import Beat
+from cortex.platform.record_reader import RecordReader
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.router.fleet_view import OWN_USES_S, FleetView
 from tests.support.factories import a_host, an_instance
@@ -178,5 +180,46 @@ async def test_a_cordon_by_another_router_is_seen_at_once() -> None:
         assert await view.changed(10), "the cordon is not seen"
 
     assert view.fleet.cordoned == {"a"}
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+
+
+class Beating:
+    """A record with one host, which sends heartbeats: one of what a router has read, and one of a later change."""
+
+    def __init__(self) -> None:
+        self._reader = RecordReader()
+        self.reads = 0
+
+    async def fleet(self, now: float) -> Fleet:
+        return Fleet(hosts=self._reader.hosts([self._record(1)], now, now), at=now)
+
+    async def host(self, name: str, now: float) -> HostRecord | None:
+        self.reads += 1
+        return self._reader.host(name, self._record(4), now, now)
+
+    def after(self, beat: Beat, now: float) -> HostRecord | None:
+        return self._reader.after(beat, now)
+
+    async def bell(self) -> AsyncIterator[str]:
+        for sequence in (2, 3):
+            yield Beat(sequence, 10.0 + sequence, "a.1", a_host().name).message()
+        yield "beat:what?"
+        yield Beat(5, 15.0, "a.4", a_host().name).message()
+        await asyncio.Event().wait()
+
+    @staticmethod
+    def _record(sequence: int) -> HostRecord:
+        return replace(a_host(), agent="a", change=f"a.{sequence}", sequence=sequence, at=10.0 + sequence)
+
+
+async def test_a_heartbeat_needs_a_read_only_after_a_missed_change() -> None:
+    record = Beating()
+    view = FleetView(cast(Registry, record), "router-1")
+    following = asyncio.create_task(view.follow())
+    while not record.reads:
+        assert await view.changed(10), "the change is not read"
+
+    assert (record.reads, view.fleet.hosts[a_host().name].change) == (1, "a.4")
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)

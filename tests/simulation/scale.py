@@ -25,6 +25,8 @@ from cortex.platform import clock
 from cortex.platform.agent_messages import Accepted, Ensure, Rejected
 from cortex.platform.in_flight import InFlight
 from cortex.platform.record import Device, HostRecord, Instance
+from cortex.platform.record_codec import Beat
+from cortex.platform.record_codec import beat as heartbeat
 from cortex.platform.registry import Registry
 from cortex.router.activation.activator import Activator
 from cortex.router.activation.agents import Agents
@@ -64,6 +66,8 @@ class Scale(Struct, kw_only=True):
     """Of the whole record after a heartbeat of every host."""
     change_ms: float = 0.0
     """For a router to read and apply one host's new record."""
+    beat_ms: float = 0.0
+    """For a router to apply one host's heartbeat, which is in the bell's message."""
     listing_ms: float = 0.0
     """Of `/v1/models`, encoded."""
     one_ms: float = 0.0
@@ -92,6 +96,7 @@ class Scale(Struct, kw_only=True):
                 f"  read, nothing changed    {self.read_ms:8.1f} ms of CPU, {self.read_wall_ms:.1f} ms",
                 f"  read, all heartbeats     {self.beats_ms:8.1f} ms of CPU",
                 f"  one host changed         {self.change_ms:8.2f} ms of CPU",
+                f"  one heartbeat            {self.beat_ms:8.3f} ms of CPU",
                 f"  /v1/models               {self.listing_ms:8.1f} ms of CPU",
                 f"  /admin/functions         {self.overview_ms:8.1f} ms of CPU",
                 f"  longest hold of the loop {self.stall_ms:8.1f} ms, by these two",
@@ -125,6 +130,7 @@ async def _measure(url: str, scale: Scale) -> Scale:
     scale.read_ms, scale.read_wall_ms = (round(statistics.median(of), 2) for of in zip(*reads, strict=True))
     scale.beats_ms = await _beats(registry, view, records)
     scale.change_ms = await _changes(registry, view, records)
+    scale.beat_ms = await _heartbeats(registry, view, records)
     await _list(scale, catalogue, view)
     await _start(scale, catalogue, registry, view, records)
     scale.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -203,6 +209,24 @@ async def _changes(registry: Registry, view: FleetView, records: dict[str, HostR
 
         spent.append((await _cost(hear))[0])
     return round(statistics.median(spent[len(spent) // 2 :]), 3)
+
+
+async def _heartbeats(registry: Registry, view: FleetView, records: dict[str, HostRecord]) -> float:
+    """Have the router hear a heartbeat of each host that it has read."""
+    messages = []
+    for name in list(records)[:CHANGES]:
+        record = records[name] = _beat(records[name])
+        messages.append(Beat(record.sequence, record.at, record.change, name).message())
+
+    async def hear() -> None:
+        for message in messages:
+            beat = heartbeat(message.removeprefix("beat:"))
+            assert beat is not None
+            record = registry.after(beat, clock.now())
+            assert record is not None
+            view.apply_host(beat.host, record)
+
+    return round((await _cost(hear))[0] / len(messages), 3)
 
 
 async def _list(scale: Scale, catalogue: dict[str, Function], view: FleetView) -> None:

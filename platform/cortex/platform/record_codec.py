@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import Struct
 from msgspec.structs import replace
 
 from cortex.platform.api_keys import ApiKey
@@ -56,6 +57,28 @@ def compared(head: bytes) -> bytes | None:
         return before + separator + value
     _, separator, rest = head.partition(b',"sequence":')
     return head if separator and b',"labels":' in rest and b',"at":' in head else None
+
+
+class Beat(Struct, frozen=True):
+    """A heartbeat: all that differs between two writes of a host's record with the same `change`."""
+
+    sequence: int
+    at: float
+    change: str
+    host: str
+
+    def message(self) -> str:
+        """Return it as a message of the bell."""
+        return f"beat:{self.sequence}:{self.at!r}:{self.change}:{self.host}"
+
+
+def beat(text: str) -> Beat | None:
+    """Return a heartbeat from its message of the bell, without `beat:`; None when it is none."""
+    parts = text.split(":", 3)
+    try:
+        return Beat(int(parts[0]), float(parts[1]), *parts[2:])
+    except (ValueError, TypeError, IndexError):
+        return None
 
 
 def override(fields: Mapping[bytes | str, bytes | str]) -> Override:

@@ -12,9 +12,11 @@ reader's own monotonic clock.
 from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cortex.platform.fleet import is_newer, shifted
 from cortex.platform.record import HostRecord, RouterReport
+from cortex.platform.record_codec import Beat
 
 WINDOW_S = 30.0
 """The offset is the smallest difference in one to two windows: clocks drift, and a machine may be suspended."""
@@ -98,6 +100,14 @@ class RecordReader:
         elif not host.present and not overlapped:
             host.present, host.since = True, ended
         return host.record if host.present else None
+
+    def after(self, beat: Beat, received: float) -> HostRecord | None:
+        """Return a host's newest record after a heartbeat; None: this process does not have what it is a heartbeat
+        of."""
+        host = self._hosts.get(beat.host)
+        if host is None or not beat.change or host.written.change != beat.change:
+            return None
+        return self.host(beat.host, replace(host.written, at=beat.at, sequence=beat.sequence), received, received)
 
     @staticmethod
     def _entry(previous: _Host | None, read: HostRecord, ended: float) -> _Host:

@@ -19,6 +19,7 @@ from cortex.platform.key_record import KeyRecord
 from cortex.platform.meter import Snapshot
 from cortex.platform.record import Death, HostRecord, Namesake, Override, RouterReport
 from cortex.platform.record_codec import (
+    Beat,
     decoded,
     host_record,
     names,
@@ -152,6 +153,8 @@ class Registry:
         self._reader = RecordReader()
         self._newest: dict[str, HostRecord] = {}
         """The hosts of the last read of all."""
+        self._written: dict[str, str] = {}
+        """By host, the `change` of the last record that this process has written."""
         self._hosts = RecordHosts(connection)
         self._release = connection.script(_RELEASE)
         self._take = connection.script(_TAKE)
@@ -187,7 +190,8 @@ class Registry:
     # Hosts, by their agents.
 
     async def publish_host(self, record: HostRecord, ttl_s: float) -> HostRecord | None:
-        """Write a host's record and ring the bell.
+        """Write a host's record and ring the bell: `beat:` when only a heartbeat differs from what this process wrote
+        before, so that readers need not read the record.
 
         Where a host of this name on another machine is alive, write only a note for operators, and return that host's
         record.
@@ -195,9 +199,14 @@ class Registry:
         note = Namesake(name=record.name, address=record.address, version=record.version, home=record.home)
         keys = [self.names.host(record.name), self.names.namesake(record.name), self.names.hosts]
         written, ttl_ms = msgspec.json.encode(record), round(ttl_s * 1000)
-        bell = (self.names.changed, f"host:{record.name}")
+        is_beat = record.change != "" and record.change == self._written.pop(record.name, "")
+        beat = Beat(record.sequence, record.at, record.change, record.name)
+        bell = (self.names.changed, beat.message() if is_beat else f"host:{record.name}")
         args = [written, record.home, ttl_ms, msgspec.json.encode(note), *bell, record.name]
-        return decoded(await self._publish_host(keys, args), HostRecord)
+        holder = decoded(await self._publish_host(keys, args), HostRecord)
+        if holder is None:
+            self._written[record.name] = record.change
+        return holder
 
     async def publish_counts(self, host: str, counts: Snapshot, ttl_s: float) -> None:
         """Write the counters of a host's agent."""
@@ -226,6 +235,10 @@ class Registry:
             (value,) = await self._redis.mget([self.names.host(name)])  # unlike GET, it reads a wrong type as nothing
         read = host_record(value, name)
         return self._reader.host(name, read, now, now + time.monotonic() - began)
+
+    def after(self, beat: Beat, now: float) -> HostRecord | None:
+        """Return a host's record after a heartbeat, by the caller's clock, at `now`; None: it has to be read."""
+        return self._reader.after(beat, now)
 
     async def host_left_s(self, name: str) -> float:
         """Return for how long a host's record stays in Redis unless its agent publishes it again; 0: it is gone."""
@@ -319,7 +332,8 @@ class Registry:
         )
 
     async def bell(self) -> AsyncIterator[str]:
-        """Yield the names of what changed ("host:…", "router:…"); "" every second in which nothing did.
+        """Yield the names of what changed ("host:…", "router:…"), and heartbeats ("beat:…", see `Beat`); "" every
+        second in which nothing did.
 
         Raises RecordUnavailable also when Redis is no longer the master: read everything again, and listen again.
         """

@@ -17,6 +17,7 @@ from cortex.platform import clock
 from cortex.platform.fleet import Fleet, newest_uses, shifted_fleet, use, without_successors
 from cortex.platform.in_flight import InFlight
 from cortex.platform.record import Death, Failure, HostRecord, Instance, ShareUse
+from cortex.platform.record_codec import beat as heartbeat
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.router.instance_index import InstanceIndex
 from cortex.router.silence import silent_hosts, without
@@ -297,6 +298,10 @@ class FleetView:
                 full = time.monotonic()
             elif kind == "host":
                 self.apply_host(name, await self._registry.host(name, clock.now()))
+            elif kind == "beat" and (beat := heartbeat(name)):
+                now = clock.now()
+                record = self._registry.after(beat, now) or await self._registry.host(beat.host, now)
+                self.apply_host(beat.host, record)
             elif kind == "removed":
                 self._forget(name)
             elif kind in ("override", "cordon"):
