@@ -31,6 +31,8 @@ from tests.simulation.world import Outcome, World
 
 LOST_S = 3.0
 """How long after Redis lost its data a record may lack what was written before."""
+NOTICED_S = 1.0
+"""How long after a router has come back from a partition an agent may act on what it read before."""
 CLAIM = "cortex:claim:"
 RECORD = "cortex:host:"
 EFFECTS = {
@@ -236,7 +238,10 @@ class Invariants:
         slot = self.world.routers.get(router)
         if slot is None or slot.router is None or slot.process is None:
             return False
-        report = decoded(self.world.redis.model.call("GET", f"cortex:router:{slot.router.id}"), RouterReport)
+        key = f"cortex:router:{slot.router.id}"
+        if self.world.now - self.world.redis.appeared.get(key, 0.0) < NOTICED_S:
+            return False
+        report = decoded(self.world.redis.model.call("GET", key), RouterReport)
         # After a backward step of its clock Redis keeps reports for longer than agents heed them.
         now = slot.process.clock.origin + slot.process.monotonic_s + self.world.now
         return report is not None and now - report.at < registry.ROUTER_TTL_S

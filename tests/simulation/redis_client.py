@@ -37,6 +37,8 @@ class Server:
         """Increases with each restart, which ends all connections."""
         self.emptied_at = float("-inf")
         """When it last lost its data."""
+        self.appeared: dict[str, float] = {}
+        """By key that SET wrote, when it was written while there was none."""
         self.on_script: OnScript = lambda *_: None
         self._subscribers: list[Subscription] = []
 
@@ -65,6 +67,8 @@ class Server:
                     results.append(self.model.run(script, keys, arguments))
                     self.on_script(place, script, keys, arguments, results[-1])
                 else:
+                    if name == "SET" and not self.model.call("EXISTS", args[0]):
+                        self.appeared[str(args[0])] = self.loop.time()
                     results.append(self.model.call(name, *args))
             except ResponseError as error:
                 results.append(error)
