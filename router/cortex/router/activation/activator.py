@@ -51,7 +51,7 @@ expires if its router dies."""
 CLAIMED_ELSEWHERE_S = 0.05
 MOST_CLAIMS = 32
 """Functions for which this router takes the claim and reads the record at a time; others wait in order. When a thousand
-become cold together, a connection to Redis for each would take longer than the starts."""
+become cold together, each would need a connection to Redis, of which the client opens a hundred at most."""
 NO_ROOM_S = 1.0
 UNSEEN_S = 10.0
 """How long a started instance may be missing from the record before it is started again."""
@@ -92,7 +92,7 @@ class Activator:
         self._starts: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._refusals: dict[tuple[str, str], NoCapacity] = {}
         self._warming: dict[str, asyncio.Task[None]] = {}
-        self._claiming = asyncio.Semaphore(MOST_CLAIMS)
+        self._claiming, self._releasing = asyncio.Semaphore(MOST_CLAIMS), asyncio.Semaphore(MOST_CLAIMS)
         self._away: RecordUnavailable | None = None
         self._away_at = 0.0
         """When a claim failed last, with its error: those that waited for their turn at that time fail, too."""
@@ -334,8 +334,9 @@ class Activator:
             yield has_claim
 
     async def _release(self, function: str, token: str) -> None:
-        with contextlib.suppress(RecordUnavailable):
-            await self._registry.release(function, token)
+        async with self._releasing:
+            with contextlib.suppress(RecordUnavailable):
+                await self._registry.release(function, token)
 
     def _has_left(self, instance: str, host: str) -> bool:
         """Whether the host of an instance is alive and no longer has it, or has it parked."""
