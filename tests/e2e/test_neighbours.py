@@ -1,6 +1,8 @@
-"""Weights from the neighbour: two agents on one machine, each with a cache of its own, and a hub."""
+"""Weights from the neighbour: two agents on one machine, each with a cache and a certificate of its own, and a hub."""
 
+import hashlib
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ pytestmark = [pytest.mark.xdist_group("agents"), pytest.mark.long]
 
 FILE = "m-Q4_K_M.gguf"
 SIZE = 8_000_000
+MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,7 @@ def fleet(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fl
         for name in ("a", "b")
     }
     models = "\n".join(entry(f"w/{n}", engine="llamacpp", source=f"org/{n}", quant="Q4_K_M") for n in ("one", "cut"))
-    with own_redis(folder) as url, Fleet(folder, url, models, agents) as running:
+    with own_redis(folder) as url, Fleet(folder, url, models, agents, tls=True) as running:
         for name in agents:
             running.start_jobs(name)
         files = [neighbours.neighbours_file(str(folder / f"state-{name}")) for name in agents]
@@ -65,6 +68,7 @@ def test_the_second_host_takes_its_weights_from_the_first(fleet: Fleet, hub: Fak
 
     assert (first["origins"], second["origins"]) == ({"": SIZE}, {"a": SIZE})
     assert hub.sent[FILE] == SIZE
+    assert all(h.address.startswith("https://") for h in fleet.records().values())
     assert Path(second["path"]).read_bytes() == hub.repos["org/one"][FILE]
     table = fleet.cli("weights", "ls").stdout
     assert [line.split()[-2] for line in table.splitlines() if "org/one" in line] == ["hub", "a"], table
@@ -88,3 +92,52 @@ def test_the_hub_goes_on_where_a_neighbour_was_killed(fleet: Fleet, hub: FakeHub
     assert hub.sent[FILE] - sent == result["origins"][""]
     assert Path(result["path"]).read_bytes() == hub.repos["org/cut"][FILE]
     assert '"event": "neighbour_ignored"' in fleet.log("jobs-b")
+
+
+@pytest.mark.timeout(300)
+def test_a_gibibyte_comes_from_the_neighbour_and_goes_on_after_a_cut(
+    hub: FakeHub, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """At the default `offer_mb_s`. Prints the rate beside that of the hub, which is on loopback, too."""
+    folder, size = tmp_path_factory.mktemp("large"), 1 << 30
+    hub.repos["org/large"] = {FILE: random.Random("large").randbytes(1 << 20) * 1024, "README.md": b"x"}
+    agents = {
+        name: {"CORTEX_AGENT__CACHE_DIR": str(folder / f"cache-{name}"), "CORTEX_HUB__ENDPOINT": hub.url}
+        for name in ("a", "b")
+    }
+    models = entry("w/large", engine="llamacpp", source="org/large", quant="Q4_K_M")
+    with own_redis(folder) as url, Fleet(folder, url, models, agents, tls=True) as fleet:
+        for name in agents:
+            fleet.start_jobs(name)
+        files = [neighbours.neighbours_file(str(folder / f"state-{name}")) for name in agents]
+        eventually(lambda: all(neighbours.read(f) for f in files), within_s=20, what="neighbours of both")
+
+        def job(host: str) -> dict[str, Any]:
+            jobs = fleet.http.get("/admin/jobs", params={"host": host}).json()["jobs"]
+            return next((j for j in jobs if "w/large" in j["functions"] and j["active"]), {})
+
+        def rate(host: str) -> float:
+            """Start the fetch and return its rate in MiB/s between its first bytes and its second half."""
+            fleet.http.post("/admin/weights/fetch", json={"function": "w/large", "host": host}).raise_for_status()
+            first = eventually(lambda: job(host).get("done", 0), within_s=30, what="the first bytes")
+            began = time.monotonic()
+            half = eventually(lambda: max(0, job(host).get("done", size) - size // 2), within_s=60, what="half of it")
+            return float((half + size // 2 - first) / (time.monotonic() - began) / MIB)
+
+        of_hub = rate("a")
+        eventually(lambda: stored(fleet, "large", "a"), within_s=60, what="w/large on a")
+        sent, of_neighbour = hub.sent[FILE], rate("b")
+        fleet.kill("jobs-b")
+        partial = sum(p.stat().st_size for p in (folder / "cache-b").rglob("*.incomplete"))
+        fleet.start_jobs("b")
+        result = eventually(lambda: stored(fleet, "large", "b"), within_s=90, what="w/large on b")
+
+        content = hashlib.sha256(Path(result["path"]).read_bytes()).hexdigest()
+    print(
+        f"1 GiB: hub on loopback {of_hub:.0f} MiB/s, neighbour {of_neighbour:.0f} MiB/s; cut at {partial / MIB:.0f} MiB"
+    )
+    assert content == hashlib.sha256(hub.repos.pop("org/large")[FILE]).hexdigest()
+    assert result["origins"] == {"a": size}
+    assert hub.sent[FILE] == sent
+    assert size // 2 <= partial < size
+    assert of_neighbour <= 110

@@ -4,17 +4,18 @@ Routers have two worker processes, and every request may reach either. The first
 are long: each processes tens of thousands of tokens.
 """
 
+import contextlib
+import os
 import random
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
-from cortex.functions.lifecycle import State
 from cortex.platform.weights.demo_model import demo_text, write_bigram
 from tests.e2e.security.keyed import CATALOGUE, Keyed, started
 from tests.support.catalogues import gguf
@@ -27,6 +28,8 @@ WORDS = "the harbour sleeps and all its lamps are low"
 LONG = " ".join([WORDS] * 1500)
 """21,000 tokens of the demo model."""
 CPU = {"CORTEX_AGENT__DEVICES": '[{"name": "cpu", "vram_mb": 8000, "kind": "cpu"}]'}
+SLOW = {**CPU, "CORTEX_AGENT__OFFER_MB_S": "1"}
+"""A host that needs seconds to hand a conversation over."""
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +41,13 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     )
     with (
         own_redis(folder) as redis_url,
-        Fleet(folder, redis_url, models, {"one": CPU, "two": CPU}, workers=2) as running,
+        Fleet(folder, redis_url, models, {"one": CPU, "two": CPU, "slow": SLOW}, workers=2, tls=True) as running,
     ):
         yield running
+
+
+class WorkerDied(Exception):
+    """The worker died of, or during, the only request that it had read: that is not sent again."""
 
 
 class Turn:
@@ -52,6 +59,8 @@ class Turn:
         url = http.base_url.join("/v1/chat/completions")  # on a connection of its own, which any process may accept
         answer = httpx.post(url, json=body, headers={**http.headers, **headers}, timeout=180, trust_env=False)
         self.took_s = time.monotonic() - began
+        if answer.status_code == 502:
+            raise WorkerDied(answer.text)
         assert answer.status_code == 200, answer.text
         usage = answer.json()["usage"]
         self.text: str = answer.json()["choices"][0]["message"]["content"]
@@ -76,6 +85,7 @@ def test_a_conversation_of_20000_tokens_comes_back_on_its_host_and_on_another(fl
     warm = Turn(fleet.http, second)
     let_go(fleet)
     home = next(h for h in fleet.records().values() if h.contexts)
+    listed, refused = fleet.cli("weights", "ls"), fleet.cli("weights", "rm", f"conversations:{MODEL}")
 
     here = Turn(fleet.http, second)
     let_go(fleet)
@@ -88,6 +98,8 @@ def test_a_conversation_of_20000_tokens_comes_back_on_its_host_and_on_another(fl
         print(f"{name}: {turn.prompt} prompt tokens, {saved:.1%} saved, cold start and answer {turn.took_s:.2f} s")
     assert without.prompt > 20_000
     assert (without.cached, without.restored) == (0, "")
+    assert f"conversations:{MODEL}" in listed.stdout
+    assert "`cortex kept rm`" in refused.stderr
     for turn in (here, there):
         assert turn.cached >= 0.9 * turn.prompt and turn.restored.startswith("restored ")
         assert turn.text == warm.text
@@ -95,25 +107,94 @@ def test_a_conversation_of_20000_tokens_comes_back_on_its_host_and_on_another(fl
     assert placed[there.instance] != home.name
 
 
-def test_an_agent_that_is_killed_while_it_saves_leaves_nothing_half_used(fleet: Fleet) -> None:
+def only(fleet: Fleet, name: str) -> None:
+    """Have functions start on this host alone."""
+    for host in ("one", "two", "slow"):
+        fleet.http.post(f"/admin/hosts/{host}/{'uncordon' if host == name else 'cordon'}").raise_for_status()
+
+
+def files_in(fleet: Fleet, host: str, folder: str) -> set[str]:
+    """Return the names of files below a folder of a host's conversations, some of which is being removed."""
+    place = fleet.folder / "cache" / "cortex" / "contexts" / host / folder
+    return {name for _, _, names in os.walk(place) for name in names}
+
+
+def is_consistent(fleet: Fleet) -> bool:
+    """Whether every host has a whole file for each conversation of its record, and nothing else."""
+    for name, record in fleet.records().items():
+        whole = {f"{c.id}.{kind}" for c in record.contexts for kind in ("json", "state")}
+        workers = {f"{i.id}.json" for i in record.instances}
+        if files_in(fleet, name, "saved") != whole or files_in(fleet, name, "slots"):
+            return False
+        if not files_in(fleet, name, "workers") <= workers:
+            return False
+    return True
+
+
+def kill(fleet: Fleet, what: str, home: str, other: str) -> None:
+    """Kill an agent, or the worker."""
+    if what == "the worker":
+        for worker in fleet.workers():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
+    else:
+        fleet.kill(home if what == "the agent at home" else other)
+
+
+@pytest.mark.parametrize(
+    ("step", "what"),
+    [
+        ("save", "the agent at home"),
+        ("save", "the worker"),
+        ("restore", "the agent at home"),
+        ("restore", "the worker"),
+        ("hand-over", "the agent at home"),
+        ("hand-over", "the other agent"),
+        ("hand-over", "the worker"),
+    ],
+)
+def test_a_kill_in_any_step_leaves_nothing_half_used(fleet: Fleet, step: str, what: str) -> None:
+    """Killed at the first sign of the step: a file that the worker writes, or that an agent moves or receives."""
+    home, other = "slow", "one"
     fleet.rest()
     fleet.cli("kept", "rm", "--all")
-    opening = Turn(fleet.http, [{"role": "user", "content": f"once {WORDS} " * 300}])
-    host = next(h.name for h in fleet.records().values() if opening.instance in {i.id for i in h.instances})
-    folder = next(Path(fleet.folder).glob(f"cache/**/contexts/{host}"))
-    fleet.http.post(f"/admin/functions/{MODEL}/cool").raise_for_status()
-    eventually(lambda: any(folder.glob("s*/**/*.state")), within_s=10, what="a file of the conversation")
-    fleet.kill(host)
+    only(fleet, home)
+    first = [{"role": "user", "content": f"{step} {what} {LONG[: len(LONG) // 3]}"}]
+    opening = Turn(fleet.http, first)
+    second = [*first, {"role": "assistant", "content": opening.text}, {"role": "user", "content": "And then?"}]
+    warm = Turn(fleet.http, second)
+    if step == "save":
+        fleet.http.post(f"/admin/functions/{MODEL}/cool").raise_for_status()
+    else:
+        let_go(fleet)
+        only(fleet, home if step == "restore" else other)
+    place, folders = {
+        "save": (home, ("slots", "saved")),
+        "restore": (home, ("slots",)),
+        "hand-over": (other, ("saved",)),
+    }[step]
 
-    fleet.start_agent(host)
-    eventually(
-        lambda: host in fleet.records() and all(i.state is State.READY for i in fleet.records()[host].instances),
-        within_s=30,
-        what="the agent",
+    with ThreadPoolExecutor(1) as pool:
+        again = pool.submit(Turn, fleet.http, second) if step != "save" else None
+        deadline = time.monotonic() + 30
+        while not any(files_in(fleet, place, f) for f in folders) and not (again and again.done()):
+            assert time.monotonic() < deadline, f"no file of the {step}"
+        kill(fleet, what, home, other)
+        for host in (home, other):
+            if fleet.processes[host].poll() is not None:
+                fleet.start_agent(host)
+        turn = None
+        with contextlib.suppress(WorkerDied) if what == "the worker" else contextlib.nullcontext():
+            turn = again.result() if again else None
+    eventually(lambda: {home, other} <= set(fleet.records()), within_s=30, what="the agents")
+    eventually(lambda: is_consistent(fleet), within_s=30, what="no file that is half used")
+    later = Turn(fleet.http, second)
+
+    assert later.text == warm.text
+    assert turn is None or turn.text == warm.text
+    print(
+        f"{what} killed in a {step}: {turn.restored if turn else ''!r}, then {later.restored!r}, {later.cached} cached"
     )
-
-    whole = {c.id for c in fleet.records()[host].contexts}
-    eventually(lambda: {p.stem for p in (folder / "saved").glob("*")} == whole, within_s=10, what="the sweep")
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import httpx
 import msgspec
 import psutil
 import redis
+import trustme
 
 from cortex.platform.keys import host_token, worker_key
 from cortex.platform.process.environment import MARKER, OWNER
@@ -26,7 +27,8 @@ TOKEN = "test-token-2b9e"
 class Fleet:
     """Redis is the caller's. `agents` maps a host's name to more environment for its agent.
 
-    With a listener of the caller's, the router is given it as by a service manager, and hands over when it stops.
+    With a listener of the caller's, the router is given it as by a service manager, and hands over when it stops. With
+    `tls`, agents have certificates and are called by TLS alone.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Fleet:
         *,
         workers: int = 1,
         held: socket.socket | None = None,
+        tls: bool = False,
     ) -> None:
         self.folder, self.redis_url = folder, redis_url
         self.models = folder / "models.toml"
@@ -51,6 +54,17 @@ class Fleet:
             "CORTEX_TOKEN_FILE": str(folder / "token"),
             "CORTEX_MODELS_CONFIG": str(self.models),
         }
+        if tls:
+            authority = trustme.CA()
+            authority.cert_pem.write_to_path(folder / "ca.pem")
+            certificate = authority.issue_cert("127.0.0.1")
+            certificate.private_key_pem.write_to_path(folder / "agent.key")
+            certificate.cert_chain_pems[0].write_to_path(folder / "agent.pem")
+            self._base["CORTEX_CA_FILE"] = str(folder / "ca.pem")
+        own_tls = {
+            "CORTEX_AGENT__TLS_CERT": str(folder / "agent.pem"),
+            "CORTEX_AGENT__TLS_KEY": str(folder / "agent.key"),
+        }
         self._agent_env = {
             name: {
                 **self._base,
@@ -58,6 +72,7 @@ class Fleet:
                 "CORTEX_AGENT__LISTEN": f"127.0.0.1:{free_port()}",
                 "CORTEX_AGENT__STATE_DIR": str(folder / f"state-{name}"),
                 "CORTEX_AGENT__LOG_DIR": str(folder / f"logs-{name}"),
+                **(own_tls if tls else {}),
                 **more,
             }
             for name, more in agents.items()
