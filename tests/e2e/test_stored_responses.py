@@ -318,7 +318,6 @@ def test_without_the_setting_and_without_a_key_nothing_is_stored(tmp_path: Path)
     assert plain.json()["store"] is False
 
 
-@pytest.mark.long
 def test_a_caller_without_a_key_is_told_that_it_needs_one(tmp_path: Path) -> None:
     stack = Stack(tmp_path, fake("m", "--answer", "a"), env=ENV)
     try:

@@ -149,6 +149,7 @@ def collecting_between_runs() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+        gc.unfreeze()
 
 
 def _report(text: str) -> None:
