@@ -12,16 +12,17 @@ from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine, Function
-from cortex.platform.agent import loop
+from cortex.platform.agent import loop, state_file
 from cortex.platform.agent.loop import Agent
 from cortex.platform.agent_messages import ANSWER_S, DECIDE_S, Accepted, Ensure, PlacementPlan, Rejected
 from cortex.platform.blocking_calls import BlockingCalls
 from cortex.platform.keys import HostToken
-from cortex.platform.record import FailureKind
+from cortex.platform.record import FailureKind, Tier
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.scheduling import requests
 from cortex.platform.scheduling.placement import When
 from cortex.platform.scheduling.reasons import DecisionKind
+from cortex.platform.scheduling.saved_state import AgentState
 from cortex.platform.settings import DeclaredDevice, Settings
 from cortex.platform.weights.disk import LOOK_S
 from cortex.router.activation import agents
@@ -64,6 +65,16 @@ async def test_a_decision_in_time_begins_a_start(agent: Agent, monkeypatch: pyte
 
     assert isinstance(answer, Accepted)
     assert any(type(e).__name__ == "Spawn" for e in effects)
+
+
+async def test_an_agent_begins_with_what_failed_before_its_restart(agent: Agent, tmp_path: Path) -> None:
+    unparkable = {"revision": {Tier.SLEEP: "HTTP 500"}}
+    state_file.write(agent._state_path, AgentState(unparkable=unparkable, builds=agent._builds))
+
+    following = Agent(agent.settings, HostToken.of_fleet(tmp_path / "token", "a"), agent._registry)
+
+    assert following.scheduler.record().unparkable == unparkable
+    await following.supervisor.close()
 
 
 async def test_a_late_decision_starts_nothing(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:

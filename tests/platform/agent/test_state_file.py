@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from cortex.functions.spec import Engine, Function
 from cortex.platform.agent import state_file
 from cortex.platform.process.process_id import boot_id
-from cortex.platform.record import Failure
+from cortex.platform.record import Failure, Tier
 from cortex.platform.scheduling.saved_state import AgentState, LocalWeights, SavedWorker
 from tests.support.factories import an_instance
 from tests.support.stack import eventually
@@ -100,6 +100,17 @@ def test_a_back_off_does_not_outlive_a_reboot() -> None:
     restarted = state_file.after_restart(AgentState(failures=(failure,), boot=boot_id()))
 
     assert (rebooted.failures[0].retry_at, restarted.failures[0].retry_at) == (0.0, 1e12)
+
+
+def test_what_failed_is_remembered_for_the_same_driver_and_engines() -> None:
+    builds = {"vllm": "0.32-ab", "driver": "580.65"}
+    state = AgentState(
+        unparkable={"r": {Tier.SLEEP: "HTTP 500"}}, tricks_off={"r": {"kernels": "it crashed"}}, builds=builds
+    )
+
+    assert state_file.after_restart(state).with_builds(dict(builds)) == state
+    for other in ({**builds, "driver": "590.1"}, {**builds, "vllm": "0.33-cd"}, {}):
+        assert state.with_builds(other) == AgentState(builds=other)
 
 
 # Writing

@@ -138,7 +138,7 @@ def a_saved_worker(state: State = State.READY, **rest: Any) -> SavedWorker:
     return SavedWorker(worker, F, HERE)
 
 
-def test_the_saved_state_has_every_worker_and_every_failure() -> None:
+def test_the_saved_state_has_every_worker_and_what_failed() -> None:
     scheduler = a_scheduler(TWO_GPUS)
     bring_up(scheduler, F, "one")
     start(scheduler, G, "two")
@@ -146,7 +146,9 @@ def test_the_saved_state_has_every_worker_and_every_failure() -> None:
     scheduler.ensure(SMALL, None, "fetching", 0.0)
 
     assert scheduler.saved_state() == AgentState(
-        workers=(SavedWorker(instance_of(scheduler), F, HERE),), failures=scheduler.record().failures
+        workers=(SavedWorker(instance_of(scheduler), F, HERE),),
+        failures=scheduler.record().failures,
+        unparkable=scheduler.record().unparkable,
     )
     assert [f.function for f in scheduler.saved_state().failures] == ["g"]
 

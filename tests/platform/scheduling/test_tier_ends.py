@@ -157,6 +157,7 @@ def test_a_park_that_fails_stops_the_instance_and_is_not_tried_again() -> None:
 
     assert states(scheduler) == {"one": State.STOPPING}
     assert scheduler.record().unparkable == {revision(F): {Tier.SLEEP: "HTTP 500"}}
+    assert scheduler.saved_state().unparkable == scheduler.record().unparkable
     assert ("park_failed", "one", "to sleep: HTTP 500") in decisions(scheduler)
     assert not scheduler.record().failures, "its starts do not fail"
     clear_away(scheduler, "one", 3.0)

@@ -62,6 +62,7 @@ from cortex.platform.scheduling.state import Rules
 from cortex.platform.serving import address, listener, systemd
 from cortex.platform.settings import Settings
 from cortex.platform.weights.store import WeightsUnavailable
+from cortex.platform.workers.checkpoint_driver import driver_version
 from cortex.platform.workers.supervisor import Supervisor
 
 log = structlog.get_logger()
@@ -91,6 +92,8 @@ class Agent:
         if self._earlier.origin and self._earlier.boot == boot_id():
             clock.resume(self._earlier.origin)
         host_engines = engines.discover(settings.agent.engines)
+        self._builds = {**host_engines.builds, "driver": driver_version()}
+        self._earlier = self._earlier.with_builds(self._builds)
         host = _first_record(settings, host_engines, self._earlier)
         self.settings = settings
         self._engines = host_engines
@@ -363,9 +366,9 @@ class Agent:
             return
         state = self.scheduler.saved_state()
         workers = ((w.instance.id, w.instance.state, w.instance.pid, w.instance.adapters) for w in state.workers)
-        marks = (*workers, *state.failures)
+        marks = (*workers, *state.failures, state.unparkable, state.tricks_off)
         if marks != self._saved:
-            self._writer.put(replace(state, boot=boot_id(), origin=clock.origin()))
+            self._writer.put(replace(state, builds=self._builds, boot=boot_id(), origin=clock.origin()))
             self._saved = marks
 
     def _problems(self) -> list[str]:
@@ -478,6 +481,8 @@ def _first_record(settings: Settings, host_engines: engines.Engines, earlier: Ag
         launchers={"vllm": "off"} if "vllm" in host_engines.tools and not own.launcher else {},
         devices=devices.discover(own),
         failures=earlier.failures,
+        unparkable=earlier.unparkable,
+        tricks_off=earlier.tricks_off,
         # Epochs rise over restarts, or a router would acknowledge drains that it has not seen.
         epoch=max(int(clock.now() * 1000), earlier.epoch + EPOCHS_AHEAD),
         agent=secrets.token_hex(8),

@@ -1,4 +1,4 @@
-"""The agent's state over a restart: the workers it left running, and the failures.
+"""The agent's state over a restart: the workers it left running, and what failed.
 
 One file in the host's state directory, replaced atomically. A worker is identified by its process (`process_id.py`);
 its API key is derived, so none is stored here. A state directory belongs to one agent at a time.

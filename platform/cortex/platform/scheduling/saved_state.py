@@ -1,10 +1,12 @@
-"""The agent's state file, in addition to the record: the specs and weights its workers were started from."""
+"""The agent's state file, in addition to the record: the specs and weights its workers were started from, and what
+failed here."""
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from cortex.functions.estimate import Shape
 from cortex.functions.spec import Function
-from cortex.platform.record import Failure, Instance
+from cortex.platform.record import Failure, Instance, Tier
 
 
 class LocalWeights(Struct, frozen=True):
@@ -41,9 +43,20 @@ class AgentState(Struct, frozen=True):
 
     workers: tuple[SavedWorker, ...] = ()
     failures: tuple[Failure, ...] = ()
+    unparkable: dict[str, dict[Tier, str]] = {}
+    tricks_off: dict[str, dict[str, str]] = {}
+    """Tiers and tricks that failed, by revision: see `HostRecord`."""
+    builds: dict[str, str] = {}
+    """The driver and the engines with which they failed. With others they are tried again."""
     epoch: int = 0
     """The highest epoch of the agent that wrote it."""
     boot: str = ""
     """The boot id at the time of writing. Processes of another boot are gone, and its times are another clock's."""
     origin: float = 0.0
     """The origin of the clock its times are by: see `clock.py`."""
+
+    def with_builds(self, builds: dict[str, str]) -> "AgentState":
+        """Return the state for a host that has these builds."""
+        if builds == self.builds:
+            return self
+        return replace(self, builds=builds, unparkable={}, tricks_off={})

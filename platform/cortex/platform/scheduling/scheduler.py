@@ -159,12 +159,14 @@ class Scheduler:
         return self.state.use().used.get(used_instance(instance), 0.0)
 
     def saved_state(self) -> AgentState:
-        """Return the state for the next agent of this host: every worker with a process, and the failures."""
+        """Return the state for the next agent of this host: every worker with a process, and what failed."""
         state = self.state
         workers = (i for i in state.instances.values() if i.pid)
         return AgentState(
             workers=tuple(SavedWorker(i, state.functions[i.id], state.weights[i.id]) for i in workers),
             failures=state.failures.all(),
+            unparkable=state.host.unparkable,
+            tricks_off=state.host.tricks_off,
             epoch=state.epoch,
         )
 

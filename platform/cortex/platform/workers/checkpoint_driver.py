@@ -199,7 +199,7 @@ class Driver:
 def perform(driver: Driver, request: Request) -> Answer:
     """Carry out a request. Raises Failure."""
     if request.do is Operation.PROBE:
-        return Answer(text=_version())
+        return Answer(text=driver_version())
     if request.process is None:
         raise Failure(FreezeProblem.GONE, f"{request.do} needs a process")
     pid = request.process.pid
@@ -223,7 +223,7 @@ def perform(driver: Driver, request: Request) -> Answer:
         os.close(descriptor)
 
 
-def _version() -> str:
+def driver_version() -> str:
     """Return the version of the loaded driver; "" if the kernel does not show it."""
     try:
         return VERSION.read_text().strip()
