@@ -180,11 +180,13 @@ def calls_of(run: Callable[[], None]) -> list[str]:
         if event == "call":
             calls.append(frame.f_code.co_qualname)
 
+    gc.disable()  # a collection would run other tests' finalizers
     sys.setprofile(note)
     try:
         run()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return calls
 
 
