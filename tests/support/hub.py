@@ -4,6 +4,7 @@ Large files are LFS, as on the real one: the hub redirects to another address, t
 never see a token. Faults are given per file and used up one by one.
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -62,7 +63,8 @@ class FakeHub:
 
     def commit(self, repo: str) -> str:
         """The current commit of a repository: it changes with its files."""
-        return hashlib.sha1(repr(sorted(self.repos[repo].items())).encode(), usedforsecurity=False).hexdigest()
+        files = sorted((path, _sha256(content)) for path, content in self.repos[repo].items())
+        return hashlib.sha1(repr(files).encode(), usedforsecurity=False).hexdigest()
 
     def transfers(self, path: str) -> list[HubRequest]:
         """Every GET of a file's content."""
@@ -216,9 +218,13 @@ def _sibling(path: str, content: bytes) -> dict[str, Any]:
     return {**entry, "lfs": lfs} if len(content) >= LFS_FROM else entry
 
 
+@functools.lru_cache(32)
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+@functools.lru_cache(32)
 def _blob_id(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    digest = hashlib.sha1(b"blob %d\0" % len(content), usedforsecurity=False)
+    digest.update(content)
+    return digest.hexdigest()
