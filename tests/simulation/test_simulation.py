@@ -37,6 +37,11 @@ BREAKS = {
 }
 
 
+def test_a_worker_stops_the_requests_of_a_router_that_crashed() -> None:
+    """In this seed one of them would last for longer than its function's turn."""
+    assert run_one((4942, ACTIVE_S, "")).violation == ""
+
+
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_two_hundred_short_seeds_hold_every_invariant(group: int) -> None:
     with collecting_between_runs():

@@ -113,7 +113,8 @@ class Process:
 
 
 PROCESS: ContextVar[Process] = ContextVar("process")
-_NONE = Context()
+OUTSIDE = Context()
+"""The context of what belongs to no process, and so happens although a process is dead."""
 
 
 def _nothing(*_: object) -> None:
@@ -161,7 +162,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def outside(self, delay_s: float, call: Callable[..., object], *args: Any) -> asyncio.TimerHandle:
         """Schedule a call that belongs to no process: a packet arrives although its sender is dead."""
-        return self.call_at(self._now + delay_s, call, *args, context=_NONE)
+        return self.call_at(self._now + delay_s, call, *args, context=OUTSIDE)
 
     def run_again(self, held: list[asyncio.Handle]) -> None:
         """Run callbacks that were held back."""

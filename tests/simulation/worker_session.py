@@ -17,7 +17,7 @@ from cortex.platform.workers.checkpoint_driver import CudaState
 from cortex.router.request.worker_response import ConnectionFailed, NotConnected, Sink
 from tests.simulation.machine import Machine
 from tests.simulation.network import Cut, Network
-from tests.simulation.virtual_time import PROCESS, VirtualLoop, settle
+from tests.simulation.virtual_time import OUTSIDE, PROCESS, VirtualLoop, settle
 from tests.simulation.worker import Worker
 
 CONNECT_S = 5.0
@@ -206,7 +206,7 @@ class Response:
         """Let the worker begin. A client that closes the answer, or crashes, stops it."""
         worker = self._worker
         worker.when_ended(self._broke)
-        PROCESS.get().ended.add_done_callback(lambda _: self.close())
+        PROCESS.get().ended.add_done_callback(lambda _: self.close(), context=OUTSIDE)
         if work_s:
             worker.open[self._mark] = client
         for number in range(len(self._pieces)):
