@@ -3,10 +3,10 @@
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
-from cortex.functions.catalogue import Catalogue
 from cortex.platform.faults import Fault, Faults
 from cortex.platform.fleet import Fleet, SilentHost
 from cortex.platform.registry import Registry
@@ -14,7 +14,7 @@ from cortex.router.api_types import BackgroundFault, Health, HostSilence, NodeCo
 from cortex.router.fleet_view import FleetView
 from cortex.router.health import MOST_NAMED, health_report
 from cortex.router.live_catalogue import LiveCatalogue
-from cortex.router.model_listing import listing
+from cortex.router.model_listing import ModelListing
 from tests.support.factories import a_function, a_host, an_instance
 
 NOW = 1000.0
@@ -77,7 +77,7 @@ def test_a_failed_background_task_is_listed_with_its_age() -> None:
 def test_an_instance_of_a_silent_host_is_listed_as_loaded() -> None:
     function = a_function()
 
-    (entry,) = listing(Catalogue({function.id: function}), alive(silent={"z": SILENT}), 0)
+    entry = msgspec.json.decode(ModelListing(0).one(function.id, function, alive(silent={"z": SILENT}), None))
 
     assert (entry["loaded"], entry["state"]) == (True, "ready")
     assert entry["locations"] == [{"node": "z", "status": "loaded", "vram_estimate_mb": 1000}]

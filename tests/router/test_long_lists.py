@@ -22,6 +22,12 @@ async def test_an_answer_is_one_object_whatever_the_length_of_its_list(length: i
     assert await joined(slices("data", entries)) == {"data": entries}
 
 
+async def test_an_entry_in_pieces_is_json_already() -> None:
+    entries = [(b'{"id":', b"1}"), {"id": 2}, (b"3",)]
+
+    assert await joined(slices("data", entries)) == {"data": [{"id": 1}, {"id": 2}, 3]}
+
+
 async def test_other_work_is_done_between_the_slices_of_an_answer() -> None:
     ticks, done = count(), 0
 

@@ -3,11 +3,11 @@
 import json
 from typing import Any
 
+import msgspec
 import openai
 import pytest
 
 from cortex.functions.capabilities import Cost, ModelProfile, Sampling, Template
-from cortex.functions.catalogue import Catalogue
 from cortex.functions.spec import Engine, Function
 from cortex.platform.fleet import Fleet
 from cortex.platform.record import Instance
@@ -15,7 +15,7 @@ from cortex.router.dialects.chat.request import read as read_chat
 from cortex.router.dialects.core.errors import BadRequest
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.model_description import card
-from cortex.router.model_listing import listing
+from cortex.router.model_listing import ModelListing
 from cortex.router.model_traits import TraitsCache, known_models
 from tests.router.dialects.request_builders import (
     assistant,
@@ -191,8 +191,9 @@ def test_an_address_that_the_router_did_not_fetch_is_refused(fetches: bool) -> N
 
 def entries(function: Function, known: ModelProfile | None, *instances: Instance) -> dict[str, Any]:
     host = a_host(*instances, models={function.id: known} if known else {})
-    catalogue = Catalogue({function.id: function}, {"short": function.id})
-    first, alias = listing(catalogue, Fleet(hosts={host.name: host}), 7)
+    named = [(function.id, function), ("short", function)]
+    listed = ModelListing(7).every(named, Fleet(hosts={host.name: host}))
+    first, alias = (msgspec.json.decode(b"".join(pieces), type=dict[str, Any]) for pieces in listed)
     assert alias == first | {"id": "short", "alias_of": function.id}
     openai.types.Model.model_validate(first)
     return first
@@ -243,9 +244,7 @@ def test_case_60_the_tightest_worker_limits_the_context() -> None:
 
 
 def test_case_60_anthropics_shape_says_the_same() -> None:
-    entry = entries(a_function(vision=True, max_output_tokens=100), KNOWN)
-
-    results = card(entry, a_function(vision=True, max_output_tokens=100), KNOWN, ())
+    results = card("m", 7, a_function(vision=True, max_output_tokens=100), KNOWN, ())
 
     assert (results.max_input_tokens, results.max_output_tokens) == (40960, 100)
     assert results.vision

@@ -36,7 +36,7 @@ from cortex.router.app import COLLECT_AFTER
 from cortex.router.errors import RequestError
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import Target
-from cortex.router.model_listing import Placed, entry, listing
+from cortex.router.model_listing import ModelListing
 from cortex.router.overview.functions import function_views
 from cortex.router.overview.snapshot import FleetSnapshot, Index
 from cortex.router.routes import long_lists
@@ -232,10 +232,10 @@ async def _heartbeats(registry: Registry, view: FleetView, records: dict[str, Ho
 async def _list(scale: Scale, catalogue: dict[str, Function], view: FleetView) -> None:
     declared = Catalogue(functions=catalogue, aliases={})
     revisions = {f: revision(function) for f, function in catalogue.items()}
-    random = Random(2)
+    random, listing = Random(2), ModelListing(0)
 
     async def models() -> None:
-        async for _ in long_lists.slices("data", listing(declared, view.fleet, 0)):
+        async for _ in long_lists.slices("data", listing.every(catalogue.items(), view.fleet)):
             pass
 
     async def overview() -> None:
@@ -245,7 +245,7 @@ async def _list(scale: Scale, catalogue: dict[str, Function], view: FleetView) -
 
     async def one() -> None:
         function = random.choice(list(catalogue.values()))
-        msgspec.json.encode(entry(function, Placed(view.fleet, only=function.base_id), 0, None))
+        listing.one(function.id, function, view.fleet, None)
 
     scale.one_ms = round(statistics.median([(await _cost(one))[0] for _ in range(READS)]), 2)
     for _ in range(2):  # the first time computes what follows from the catalogue alone

@@ -10,6 +10,7 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
+from cortex.functions.memo import MOST_KNOWN
 from cortex.functions.passing import Family
 from cortex.functions.spec import Engine, Function, Task
 
@@ -173,7 +174,6 @@ def server_of(function: Function, running: str = "") -> Server:
     return server
 
 
-MOST_KNOWN = 4096
 _known: dict[tuple[int, str], tuple[Function, Server]] = {}
 """Functions with their servers. An entry holds its function, so no other one has its id meanwhile."""
 

@@ -11,6 +11,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,13 @@ class LiveCatalogue:
     def usable(self, caller: Principal) -> Iterator[Function]:
         """Yield the functions that a caller may use."""
         return (f for f in self.catalogue.functions.values() if caller.may_use(f.id))
+
+    def visible(self, caller: Principal) -> Iterator[tuple[str, Target]]:
+        """Yield every name that a caller may use, with its target: functions in the order declared, then aliases. All
+        are of the catalogue at the time of the call."""
+        targets = self._targets
+        names = chain(self.catalogue.functions, self.catalogue.aliases)
+        return ((name, targets[name]) for name in names if caller.may_use(targets[name].function.id))
 
     def substitute(self, name: str, caller: Principal) -> tuple[Target, Substitute] | None:
         """Return the function that may answer a caller for an alias while its own is not ready, with the rule."""

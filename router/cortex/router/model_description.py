@@ -39,14 +39,14 @@ def abilities(function: Function, profile: ModelProfile | None, ready: Sequence[
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def card(entry: dict[str, Any], function: Function, profile: ModelProfile | None, ready: Sequence[Instance]) -> Card:
+def card(id: str, created: int, function: Function, profile: ModelProfile | None, ready: Sequence[Instance]) -> Card:
     """Return the same for Anthropic's model object."""
     window = context_of(function, profile, ready)
     thinks = bool(reasons(function, profile))
     levels = tuple(level for level in LEVELS if effort(function, profile).get(level) == level) if thinks else ()
     return Card(
-        id=entry["id"],
-        created=entry["created"],
+        id=id,
+        created=created,
         max_input_tokens=window,
         max_output_tokens=function.max_output_tokens or window,
         vision=bool(vision(function, profile, sees(ready))),

@@ -8,7 +8,7 @@ from cortex.router.dialects import models
 from cortex.router.dialects.core.errors import BadRequest
 from cortex.router.dialects.models import Card
 
-CARDS = [Card(id=name, created=86400) for name in ("a", "org/b", "claude-c", "d")]
+CARDS = {name: Card(id=name, created=86400) for name in ("a", "org/b", "claude-c", "d")}
 
 
 def test_case_60_a_model_has_the_anthropic_shape() -> None:
@@ -44,7 +44,7 @@ def test_case_60_unknown_fields_are_omitted() -> None:
     ],
 )
 def test_case_60_the_list_comes_in_pages(query: dict[str, str], ids: list[str], has_more: bool) -> None:
-    page = models.anthropic_page(CARDS, **query)
+    page = models.anthropic_page(list(CARDS), CARDS.__getitem__, **query)
 
     assert [model.id for model in page.data] == ids
     assert page.has_more is has_more
@@ -54,6 +54,6 @@ def test_case_60_the_list_comes_in_pages(query: dict[str, str], ids: list[str], 
 @pytest.mark.parametrize("limit", ["0", "-1", "many", "1001", "", "99999999999"])
 def test_case_60_an_invalid_limit_is_refused_by_name(limit: str) -> None:
     with pytest.raises(BadRequest) as caught:
-        models.anthropic_page(CARDS, limit)
+        models.anthropic_page(list(CARDS), CARDS.__getitem__, limit)
 
     assert caught.value.fault().param == "limit"

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ from cortex.router.dialects.core.errors import Dialect
 from cortex.router.dialects.dialect import read_request
 from cortex.router.errors import FunctionNotFound, QueueFull
 from cortex.router.live_catalogue import LiveCatalogue, Target
-from cortex.router.model_listing import listing
+from cortex.router.model_listing import ModelListing
 from cortex.router.model_traits import TraitsCache
 from cortex.router.overview.functions import function_views
 from cortex.router.overview.snapshot import FleetSnapshot, Index
@@ -241,8 +242,11 @@ def test_a_variant_is_shown_with_the_instances_of_its_base_and_its_own_requests(
 def test_models_lists_a_variant_with_its_own_limits_and_the_places_of_its_base(tmp_path: Path) -> None:
     text = fake("base", context=1000) + entry("a", variant_of="base", max_output_tokens=10, cost={"input": 1.0})
     host = a_host(an_instance("i", function="base"))
+    functions = live(tmp_path, text).catalogue.functions.items()
 
-    base, a = listing(live(tmp_path, text).catalogue, Fleet(hosts={host.name: host}), 0)
+    listed = ModelListing(0).every(functions, Fleet(hosts={host.name: host}))
+
+    base, a = (msgspec.json.decode(b"".join(pieces)) for pieces in listed)
 
     assert (a["locations"], a["loaded"], a["alias_of"]) == (base["locations"], True, None)
     assert (a["limit"]["output"], a["cost"]) == (10, {"input": 1.0})

@@ -7,7 +7,7 @@ stopping, reclaiming) and foreign processes. A placement may use the memory of l
 """
 
 import enum
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, islice
 
 from msgspec import Struct
@@ -256,6 +256,13 @@ def misfit(need: Need, host: HostRecord) -> NoRoom | None:
             short_by_mb=short,
         )
     return None
+
+
+def capacity(host: HostRecord) -> Hashable:
+    """Return all that `misfit` looks at but the host's name: a need that is not pinned fits all hosts with equal
+    values, or none of them."""
+    devices = tuple((d.total_mb, d.budget_mb) for d in host.devices)
+    return host.labels, tuple(host.engines), host.servers, devices
 
 
 def fitting_devices(need: Need, host: HostRecord) -> list[Device]:

@@ -3,6 +3,7 @@
 A `Card` describes a function; an unknown field is omitted, never guessed.
 """
 
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -55,18 +56,22 @@ def anthropic_model(card: Card) -> AnthropicModel:
 
 
 def anthropic_page(
-    cards: list[Card], limit: str | None = None, after_id: str | None = None, before_id: str | None = None
+    ids: Sequence[str],
+    card: Callable[[str], Card],
+    limit: str | None = None,
+    after_id: str | None = None,
+    before_id: str | None = None,
 ) -> AnthropicPage:
-    """Return one page for the raw query parameters; an unknown cursor is ignored. Raises `BadRequest`."""
+    """Return one page of the models for the raw query parameters; an unknown cursor is ignored. `card` describes a
+    model of the page. Raises `BadRequest`."""
     size = _size(limit)
-    ids = [card.id for card in cards]
     if before_id is not None:
         end = ids.index(before_id) if before_id in ids else len(ids)
-        page, has_more = cards[max(0, end - size) : end], end > size
+        page, has_more = ids[max(0, end - size) : end], end > size
     else:
         start = ids.index(after_id) + 1 if after_id in ids else 0
-        page, has_more = cards[start : start + size], start + size < len(ids)
-    data = [anthropic_model(card) for card in page]
+        page, has_more = ids[start : start + size], start + size < len(ids)
+    data = [anthropic_model(card(id)) for id in page]
     return AnthropicPage(data, has_more, data[0].id if data else None, data[-1].id if data else None)
 
 

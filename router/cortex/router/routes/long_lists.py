@@ -1,7 +1,7 @@
 """Answers with a long list, sent in slices: between them the router worker serves other requests.
 
-Ten thousand functions take a fifth of a second. Encoded at once, every stream of this worker would stop for that time,
-and the answer would take its ten megabytes of memory.
+Ten thousand functions take up to a third of a second. Encoded at once, every stream of this worker would stop for that
+time, and the answer would take its ten megabytes of memory.
 """
 
 import asyncio
@@ -33,13 +33,18 @@ async def slices(
     others: Mapping[str, object] = MappingProxyType({}),
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[bytes]:
-    """Yield the JSON of an object with a list in `field`, and `others`. `clock` says when a slice is full."""
+    """Yield the JSON of an object with a list in `field`, and `others`. A tuple among the entries is JSON already, in
+    pieces. `clock` says when a slice is full."""
     encode = msgspec.json.Encoder().encode
     pieces = [b"{", *(p for name, value in others.items() for p in (encode(name), b":", encode(value), b","))]
     pieces += encode(field), b":["
     began, separator = clock(), b""
     for entry in entries:
-        pieces += separator, encode(entry)
+        pieces.append(separator)
+        if isinstance(entry, tuple):
+            pieces += entry
+        else:
+            pieces.append(encode(entry))
         separator = b","
         if clock() - began > SLICE_S:
             yield b"".join(pieces)

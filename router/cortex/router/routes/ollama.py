@@ -4,17 +4,21 @@
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import msgspec
-from litestar import Request, Response, delete, get, post
+from litestar import Request, delete, get, post
 from litestar.handlers import HTTPRouteHandler
+from litestar.response import Stream
 
+from cortex.functions.capabilities import ModelProfile
 from cortex.functions.lifecycle import State
+from cortex.functions.memo import NamedMemo
 from cortex.functions.servers import server_of
 from cortex.functions.spec import Engine
 from cortex.platform.api_keys import Principal
+from cortex.platform.record import Instance
 from cortex.router.access.auth import caller
 from cortex.router.api_types import DownloadView
 from cortex.router.dialects.core import wire
@@ -32,6 +36,7 @@ from cortex.router.overview.snapshot import Index
 from cortex.router.overview.sources import Sources
 from cortex.router.request.incoming import Incoming
 from cortex.router.request.intake import Intake, no_cover
+from cortex.router.routes import long_lists
 
 Http = Request[Any, Any, Any]
 
@@ -51,6 +56,7 @@ class Models:
 
     def __init__(self, catalogue: LiveCatalogue, view: FleetView, sources: Sources, created: int) -> None:
         self._catalogue, self._view, self._sources, self._created = catalogue, view, sources, created
+        self._listed = NamedMemo(lambda *described: msgspec.json.encode(models.listed(self._card(*described))))
 
     def find(self, name: str, who: Principal) -> Target:
         """Return the function of a name, with or without `:latest`. Raises FunctionNotFound."""
@@ -59,8 +65,13 @@ class Models:
 
     def card(self, name: str, target: Target) -> Card:
         """Return the description of a function under a name."""
+        return self._card(name, target, *self._known(target))
+
+    def _known(self, target: Target) -> tuple[ModelProfile | None, tuple[Instance, ...]]:
+        return self._view.profile(target.base.id), self._view.ready(target.base.id, target.revision)
+
+    def _card(self, name: str, target: Target, profile: ModelProfile | None, ready: tuple[Instance, ...]) -> Card:
         function = target.function
-        ready, profile = self._view.ready(target.base.id, target.revision), self._view.profile(target.base.id)
         serves = server_of(function).dialects
         return Card(
             name=name,
@@ -73,32 +84,25 @@ class Models:
             context=context_of(function, profile, ready),
         )
 
-    def all(self, who: Principal) -> list[models.Listed]:
-        """Return every function and alias that a caller may use."""
-        catalogue = self._catalogue.catalogue
-        names = [*catalogue.functions, *catalogue.aliases]
-        targets = [(name, self._catalogue.resolve(name)) for name in names]
-        return [models.listed(self.card(name, t)) for name, t in targets if who.may_use(t.function.id)]
+    def every(self, who: Principal) -> Iterator[tuple[bytes]]:
+        """Return every function and alias that a caller may use, each as JSON."""
+        return ((self._listed(name, t, *self._known(t)),) for name, t in self._catalogue.visible(who))
 
-    def running(self, who: Principal) -> list[models.Running]:
-        """Return the functions with a ready instance that a caller may use."""
+    def running(self, who: Principal) -> Iterator[models.Running]:
+        """Yield the functions with a ready instance that a caller may use."""
         snapshot = self._sources.now()
         index = Index(snapshot)
-        result = []
-        for function in snapshot.catalogue.functions:
-            placed = [i for _, i in index.placed.get(function, ()) if i.state is State.READY]
-            if not placed or not who.may_use(function):
+        for name, target in self._catalogue.visible(who):
+            placed = [i for _, i in index.placed.get(name, ()) if i.state is State.READY]
+            if not placed or name != target.function.id:
                 continue
             ends = [instance_reap_at(instance, snapshot, index) for instance in placed]
-            result.append(
-                models.running(
-                    self.card(function, self._catalogue.resolve(function)),
-                    memory_mb=sum(i.memory_mb * max(1, len(i.devices)) for i in placed),
-                    on_devices=any(not d.startswith("cpu") for i in placed for d in i.devices),
-                    ends_at=None if None in ends else max(end for end in ends if end is not None),
-                )
+            yield models.running(
+                self.card(name, target),
+                memory_mb=sum(i.memory_mb * max(1, len(i.devices)) for i in placed),
+                on_devices=any(not d.startswith("cpu") for i in placed for d in i.devices),
+                ends_at=None if None in ends else max(end for end in ends if end is not None),
             )
-        return result
 
     async def pulled(self, card: Card, function: str) -> AsyncIterator[Progress | Fault]:
         """Yield the progress of the fetches of a function's weights until there are none."""
@@ -188,14 +192,14 @@ def routes(describes: Models) -> list[HTTPRouteHandler]:
         return {"version": models.API_VERSION}
 
     @get("/api/tags", opt={"needs": "inference"})
-    async def tags(request: Http) -> Response[bytes]:
+    async def tags(request: Http) -> Stream:
         """List every function and alias that the caller may use."""
-        return _json({"models": describes.all(caller(request))})
+        return long_lists.answer("models", describes.every(caller(request)))
 
     @get("/api/ps", opt={"needs": "inference"})
-    async def ps(request: Http) -> Response[bytes]:
+    async def ps(request: Http) -> Stream:
         """List the functions that are ready."""
-        return _json({"models": describes.running(caller(request))})
+        return long_lists.answer("models", describes.running(caller(request)))
 
     @post("/api/create", opt={"needs": "inference"}, status_code=200)
     async def create() -> None:
@@ -227,7 +231,3 @@ def routes(describes: Models) -> list[HTTPRouteHandler]:
 
 def _refusal(action: str) -> BadRequest:
     return BadRequest(f"{action}: {_REFUSED[action]}", kind=Kind.UNSUPPORTED)
-
-
-def _json(value: object) -> Response[bytes]:
-    return Response(msgspec.json.encode(value), media_type="application/json")
