@@ -6,10 +6,12 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cortex.platform.workers.hardening import temporary_path
-from tests.support.catalogues import fake
+from tests.e2e.conftest import FAKE
+from tests.support.catalogues import entry, fake
 from tests.support.fleet import Fleet
 from tests.support.stack import eventually, own_redis
 
@@ -20,6 +22,10 @@ MODELS = "\n".join(
         fake("fake/long", "--tps", "20", "--tokens", "360", target_concurrency=16),
         fake("fake/quick"),
         fake("fake/slow", "--load-s", "4"),
+        # Its child has nothing in its environment, as vLLM's engine core has once it has a title.
+        entry(
+            "odd/core", engine="command", command=["sh", "-c", 'env -i sleep 600 & exec "$@"', "sh", *FAKE], vram_mb=9
+        ),
     ]
 )
 STREAMS = 4
@@ -101,16 +107,18 @@ def test_a_start_continues_over_a_restart_of_the_agent(fleet: Fleet) -> None:
 
 
 @pytest.mark.long
-def test_a_worker_that_died_while_the_agent_was_away_is_replaced(fleet: Fleet) -> None:
-    fleet.chat("fake/quick")
+def test_a_worker_that_died_while_the_agent_was_away_is_replaced_and_leaves_no_child(fleet: Fleet) -> None:
+    fleet.chat("odd/core")
     (worker,) = fleet.workers()
+    (child,) = worker.children()
     fleet.kill("a")
     worker.kill()
 
     fleet.start_agent("a")
 
-    assert fleet.chat("fake/quick").status_code == 200
+    assert fleet.chat("odd/core").status_code == 200
     assert fleet.spawned() == 2
+    eventually(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, what="its child to be gone")
 
 
 @pytest.mark.long

@@ -103,6 +103,17 @@ def test_a_killed_parent_leaves_no_process(stack: Stack) -> None:
 
 
 @pytest.mark.long
+def test_workers_of_a_killed_agent_end_with_up(stack: Stack) -> None:
+    stack.chat("fake/one")
+    stack.child("agent").kill()
+
+    stack.process.terminate()
+
+    assert stack.process.wait(10) == 0
+    assert stack.processes() == []
+
+
+@pytest.mark.long
 def test_a_child_that_dies_is_restarted(stack: Stack) -> None:
     first = stack.child("router")
     first.send_signal(signal.SIGKILL)

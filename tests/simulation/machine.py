@@ -144,9 +144,9 @@ class System:
         """Return the mark of this agent's workers."""
         return self.here().name
 
-    def find_owned(self, _: str) -> list[tuple[str, int]]:
-        """Return the instances and pids of this machine's workers."""
-        return [(w.instance, w.id.pid) for w in self.here().alive()]
+    def find_owned(self, _: str) -> list[tuple[str, ProcessId]]:
+        """Return this machine's workers, with their instances."""
+        return [(w.instance, w.id) for w in self.here().alive()]
 
     def worker_environment(self, env: Mapping[str, str], _: str) -> Mapping[str, str]:
         """Return the environment."""
@@ -197,11 +197,15 @@ class System:
         """Return the processes of a worker that has ended."""
         return frozenset()
 
-    def orphans_of(self, instance: str, _: Collection[ProcessId] = ()) -> list[ProcessId]:
+    def log_of(self, _: int, __: str) -> str:
+        """Return the log that a process writes to: none."""
+        return ""
+
+    def orphans_of(self, instance: str, _: Collection[ProcessId] = (), __: str = "") -> list[ProcessId]:
         """Return the processes of an instance that run."""
         return [w.id for w in self.here().alive() if w.instance == instance]
 
-    def kill_orphans(self, instance: str, _: Collection[ProcessId] = ()) -> list[ProcessId]:
+    def kill_orphans(self, instance: str, _: Collection[ProcessId] = (), __: str = "") -> list[ProcessId]:
         """Kill the processes of an instance. Return those that have not ended yet."""
         left = [w for w in self.here().alive() if w.instance == instance]
         for worker in left:
@@ -241,6 +245,10 @@ class System:
 
     def home(self, *_: object) -> None:
         """Return the folder of control groups: there is none."""
+
+    def instances(self, _: object) -> list[str]:
+        """Return the instances with a control group."""
+        return []
 
     def kill(self, *_: object) -> None:
         """Kill a control group: there is none."""

@@ -17,6 +17,7 @@ import trustme
 from cortex.platform.keys import host_token, worker_key
 from cortex.platform.process.environment import MARKER, OWNER
 from cortex.platform.record import HostRecord, used_instance
+from cortex.platform.workers import cgroup, remains
 from cortex.platform.workers.process import owner
 from tests.support.activation import activated
 from tests.support.stack import CORTEX, environment, eventually, free_port
@@ -134,9 +135,10 @@ class Fleet:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             process.wait(10)
-        for worker in self.workers():
-            with contextlib.suppress(psutil.Error):
-                worker.kill()
+        for mark in self._marks():  # as an agent does: engines overwrite the environment that `workers()` reads
+            groups = cgroup.home(mark)
+            remains.kill_unknown(mark, groups)
+            cgroup.remove_home(groups)
 
     def rest(self) -> None:
         """Let everything go at once, and take back every cordon: as it was at the beginning, but for the counts."""
@@ -152,13 +154,16 @@ class Fleet:
 
     def workers(self) -> list[psutil.Process]:
         """Return every process that any of these agents started, alive, known or not."""
-        marks = {owner(Path(env["CORTEX_AGENT__STATE_DIR"])) for env in self._agent_env.values()}
+        marks = self._marks()
         matches = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(OWNER) in marks:
                     matches.append(process)
         return matches
+
+    def _marks(self) -> set[str]:
+        return {owner(Path(env["CORTEX_AGENT__STATE_DIR"])) for env in self._agent_env.values()}
 
     def instances_of_workers(self) -> set[str]:
         """Return the instances whose processes are alive."""

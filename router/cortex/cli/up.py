@@ -2,7 +2,7 @@
 
 Every child leads its own process group, so that Ctrl-C reaches only the parent, and dies with the parent, even if that
 is killed. A child that exits is restarted with increasing delay. At the end all children get TERM; those that do not
-exit in time are killed with their descendants.
+exit in time are killed with their descendants, and so are workers whose agent has exited before them.
 """
 
 import asyncio
@@ -28,17 +28,21 @@ from cortex.cli.exits import FAILED, Failed
 from cortex.cli.settings import config_option, settings_of
 from cortex.functions.catalogue import Catalogue, CatalogueError
 from cortex.platform import embedded_redis, log
+from cortex.platform.agent import state_file
 from cortex.platform.process import garbage
 from cortex.platform.process.termination import describe_exit
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.serving import address
 from cortex.platform.settings import Settings
 from cortex.platform.settings_file import declared_devices, encode_env
-from cortex.platform.workers import log_files
+from cortex.platform.workers import cgroup, log_files
+from cortex.platform.workers.process import owner
+from cortex.platform.workers.remains import kill_unknown
 from cortex.router.live_catalogue import load
 
 STOP_S = 7.0
 """Time from TERM to KILL; the whole shutdown takes less than 10 s."""
+KILLED_WITHIN_S = 1.0
 START_S = 60.0
 STEADY_S = 30.0
 MOST_PAUSE_S = 10.0
@@ -136,7 +140,7 @@ async def run(settings: Settings, models: Path | None, port: int | None, workers
 
     def on_signal() -> None:
         if stop.is_set():
-            _kill_everything()
+            _kill_everything(settings)
             os._exit(130)
         stop.set()
 
@@ -159,7 +163,7 @@ async def run(settings: Settings, models: Path | None, port: int | None, workers
         _print("stopping")
         return 0
     finally:
-        await _end(children)
+        await _end(children, settings)
         local.withdraw()
         shutil.rmtree(runtime_dir, ignore_errors=True)
 
@@ -304,8 +308,8 @@ def _check_alive(children: list[Child]) -> None:
             raise Failed(f"{child.name} {how} during startup", hint=f"{child.last_lines()}\n(log: {child.log})")
 
 
-async def _end(children: list[Child]) -> None:
-    """Send TERM to every child, Redis last; then kill the remaining ones and all descendants."""
+async def _end(children: list[Child], settings: Settings) -> None:
+    """Send TERM to every child, Redis last; then kill the remaining ones, all descendants and all workers."""
     descendants = _descendants()
     deadline = time.monotonic() + STOP_S
     rest = [c for c in children if c.name != "redis"]
@@ -318,6 +322,10 @@ async def _end(children: list[Child]) -> None:
             async with asyncio.timeout(max(0.5, deadline - time.monotonic())):
                 await asyncio.gather(*(one.wait() for one in running))
     _kill(_descendants() | descendants)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(KILLED_WITHIN_S):
+            await asyncio.gather(*(c.process.wait() for c in children if c.process is not None))
+    _kill_workers(settings)
 
 
 def _descendants() -> set[psutil.Process]:
@@ -332,8 +340,23 @@ def _kill(processes: set[psutil.Process]) -> None:
             one.kill()
 
 
-def _kill_everything() -> None:
-    _kill(_descendants())
+def _kill_workers(settings: Settings) -> None:
+    """Kill workers that are no descendants of this process, since the agent that started them was killed. Does nothing
+    while an agent runs: it is another one, which this process has not started, and they are its workers."""
+    folder = Path(settings.agent.state_dir)
+    with contextlib.suppress(state_file.AnotherAgent, OSError):
+        state_file.lock(folder, settings.host_name)
+        mark = owner(folder)
+        groups = cgroup.home(mark)
+        kill_unknown(mark, groups)
+        cgroup.remove_home(groups)
+
+
+def _kill_everything(settings: Settings) -> None:
+    descendants = _descendants()
+    _kill(descendants)
+    psutil.wait_procs(list(descendants), timeout=KILLED_WITHIN_S)
+    _kill_workers(settings)
     local.withdraw()
 
 

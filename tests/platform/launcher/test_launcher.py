@@ -20,7 +20,7 @@ import pytest
 from cortex.platform.launcher.eligibility import ineligibility
 from cortex.platform.launcher.pool import ForkedWorker, LauncherPool
 from cortex.platform.process import environment, termination
-from cortex.platform.process.process_id import identify, is_alive
+from cortex.platform.process.process_id import identify, is_alive, send
 from cortex.platform.workers import process
 from cortex.platform.workers.launch_context import LAUNCHER_ENV
 
@@ -160,9 +160,9 @@ async def pool(engine: tuple[str, ...], tmp_path: Path) -> AsyncIterator[Running
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await running.keeper.close()
-        for _, pid in process.find_owned(OWNER):
-            if pid not in before:
-                os.kill(pid, signal.SIGKILL)
+        for _, worker in process.find_owned(OWNER):
+            if worker.pid not in before:
+                send(worker, signal.SIGKILL)
 
 
 async def test_the_launcher_forks_the_instance_with_all_three_processes_preloaded(pool: RunningPool) -> None:
@@ -184,7 +184,7 @@ async def test_the_launcher_forks_the_instance_with_all_three_processes_preloade
         # The marker of the instance is what any process of the machine sees, and so is found by.
         assert psutil.Process(int(str(one["pid"]))).environ()[environment.MARKER] == INSTANCE
     assert "the core speaks" in pool.log().read_text()
-    assert {pid for name, pid in process.find_owned(OWNER) if name == INSTANCE} >= {
+    assert {worker.pid for name, worker in process.find_owned(OWNER) if name == INSTANCE} >= {
         int(str(one["pid"])) for one in output.values()
     }
 

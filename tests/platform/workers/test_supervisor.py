@@ -225,10 +225,10 @@ async def test_a_stop_during_the_cleanup_of_a_failed_warm_start_prevents_the_pla
 ) -> None:
     clearing, go_on, kill = asyncio.Event(), asyncio.Event(), host.supervisor._remains.kill
 
-    async def slowly(instance: str) -> object:
+    async def slowly(instance: str, function: str) -> object:
         clearing.set()
         await go_on.wait()
-        return await kill(instance)
+        return await kill(instance, function)
 
     monkeypatch.setattr(host.supervisor._remains, "kill", slowly)
     host.begin = lambda: (EXITS, "warm")

@@ -41,6 +41,7 @@ LOW_PRIORITY = 10
 FORK_S = 5.0
 """How long a fork may take. The launcher is idle, but its memory may be swapped out."""
 EXIT_CODE_S = 1.0
+KILLED_WITHIN_S = 5.0
 LONGEST_LINE = 64 * 1024
 QUIET_S = 0.5
 BUSY_S = 10.0
@@ -257,7 +258,7 @@ class LauncherPool:
         assert self._child is not None
         child = self._child
         await termination.wait_for_exit(ProcessId(boot_id(), child.pid, started_at(child.pid)))
-        exit_text = termination.describe_exit(await asyncio.to_thread(child.wait))
+        exit_text = termination.describe_exit(await asyncio.to_thread(_kill, child))
         await self.close()
         return f"it {exit_text} while it was parked"
 
@@ -295,8 +296,11 @@ def _can_restore_priority() -> bool:
     return os.geteuid() == 0 or resource.getrlimit(resource.RLIMIT_NICE)[0] >= 20
 
 
-def _kill(child: subprocess.Popen[bytes]) -> None:
-    """Kill a launcher and its process group."""
-    termination.signal_group(child.pid, signal.SIGKILL)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        child.wait(5)
+def _kill(child: subprocess.Popen[bytes]) -> int | None:
+    """Kill a launcher and its process group, unless it was waited for: its pid may be another's then. Return its exit
+    code, its own if it has exited; None when it has not ended within `KILLED_WITHIN_S`."""
+    if child.returncode is None:
+        termination.signal_group(child.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(KILLED_WITHIN_S)
+    return child.returncode

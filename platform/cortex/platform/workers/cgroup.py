@@ -84,6 +84,16 @@ def remove_home(home: Path | None) -> None:
             home.rmdir()
 
 
+def instances(home: Path | None) -> list[str]:
+    """Return the instances that have a group."""
+    if home is None:
+        return []
+    try:
+        return sorted(entry.name for entry in home.iterdir() if entry.is_dir())
+    except OSError:
+        return []
+
+
 def members(home: Path | None, instance: str) -> list[int]:
     """Return the processes of a worker's group."""
     if home is None:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Container
 from pathlib import Path
 
+from cortex.functions.names import slug
 from cortex.platform import untrusted
 
 MAX_FILES = 3
@@ -12,6 +13,11 @@ MAX_FILES = 3
 MOST_BYTES = 64 * 1024 * 1024
 LINE_LENGTH = 400
 """Longest log line in a tail, in characters."""
+
+
+def log_name(function: str, instance: str) -> str:
+    """Return the path of an instance's log, below the agent's folder of logs. No two instances have the same."""
+    return f"{slug(function)}/{slug(instance)}.log"
 
 
 def remove_old(folder: Path, *, running: Container[str]) -> None:

@@ -1,9 +1,11 @@
 """Worker processes: starting, identifying, waiting for and killing them, with their descendants.
 
-A worker leads its own session and process group and has its instance's id in its environment. So its descendants are
-found in three ways: the group, the session (children that left the group) and the marker (children that left the
-session). Only processes proven to be a worker's are signalled: by identity (`process_id.py`), by the marker in the
-environment, or by the session of a leader that was proven while it was alive.
+A worker leads its own session and process group, has its instance's id in its environment, and writes to its instance's
+log. So its descendants are found in four ways: the group, the session (children that left the group), the marker
+(children that left the session) and the log (children that have overwritten their environment, as vLLM's engine core
+does with its title, and whose leader ended while no agent ran). Only processes proven to be a worker's are signalled:
+by identity (`process_id.py`), by the marker in the environment, by the log that their output goes to, or by the session
+of a leader that was proven while it was alive.
 """
 
 import contextlib
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from cortex.functions.names import slug
 from cortex.platform.process import environment, process_id
 from cortex.platform.process.environment import MARKER, OWNER
 from cortex.platform.process.termination import signal_group
@@ -68,14 +71,14 @@ def owner(state_dir: Path) -> str:
     return hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:16]
 
 
-def find_owned(owner_mark: str) -> list[tuple[str, int]]:
-    """Return instance and pid of every process with an agent's mark."""
+def find_owned(owner_mark: str) -> list[tuple[str, ProcessId]]:
+    """Return every process with an agent's mark, with its instance."""
     processes = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            env = process.environ()
-            if env.get(OWNER) == owner_mark and process.status() != psutil.STATUS_ZOMBIE:
-                processes.append((env.get(MARKER, ""), process.pid))
+            identity, env = process_id.identify(process.pid), process.environ()
+            if env.get(OWNER) == owner_mark and identity is not None and process_id.is_alive(identity):
+                processes.append((env.get(MARKER, ""), identity))
     return processes
 
 
@@ -84,6 +87,26 @@ def has_marker(pid: int, marker: str) -> bool:
     with contextlib.suppress(psutil.Error, OSError):
         return bool(marker) and psutil.Process(pid).environ().get(MARKER) == marker
     return False
+
+
+def log_of(pid: int, instance: str) -> str:
+    """Return the log (`log_name`) to which the process with this pid writes as a worker of an instance; "" for none."""
+    paths = (target.split("/")[-2:] for target in _outputs(pid))
+    return next(("/".join(path) for path in paths if path[-1] == f"{slug(instance)}.log"), "")
+
+
+def writes_to(pid: int, log: str) -> bool:
+    """Return whether the output of the process with this pid goes to an instance's log (`log_name`)."""
+    return bool(log) and any(target.endswith(f"/{log}") for target in _outputs(pid))
+
+
+def _outputs(pid: int) -> list[str]:
+    """Return the paths of the files that are a process's standard output and standard error. Opens none of them."""
+    paths = []
+    for stream in (1, 2):
+        with contextlib.suppress(OSError):
+            paths.append(os.readlink(f"/proc/{pid}/fd/{stream}").removesuffix(" (deleted)"))  # noqa: PTH115
+    return paths
 
 
 def cpu_s(pid: int) -> float:
@@ -151,9 +174,9 @@ def session_of(leader: ProcessId) -> frozenset[ProcessId]:
     return frozenset(m for m in members if m is not None)
 
 
-def orphans_of(marker: str, proven: Collection[ProcessId] = ()) -> list[ProcessId]:
-    """Return a worker's remaining processes: those with its marker, the `proven` ones, and all in the sessions of the
-    latter."""
+def orphans_of(marker: str, proven: Collection[ProcessId] = (), log: str = "") -> list[ProcessId]:
+    """Return a worker's remaining processes: those with its marker or its log, the `proven` ones, and all in the
+    sessions of the latter."""
     proven = {p for p in proven if process_id.is_alive(p)}
     sessions = {_session(p.pid) for p in proven} - {_session(os.getpid()), -1}
     orphans = []
@@ -161,14 +184,14 @@ def orphans_of(marker: str, proven: Collection[ProcessId] = ()) -> list[ProcessI
         candidate = process_id.identify(pid) if pid != os.getpid() else None
         if candidate is None or not process_id.is_alive(candidate):
             continue
-        if candidate in proven or _session(pid) in sessions or has_marker(pid, marker):
+        if candidate in proven or _session(pid) in sessions or has_marker(pid, marker) or writes_to(pid, log):
             orphans.append(candidate)
     return orphans
 
 
-def kill_orphans(marker: str, proven: Collection[ProcessId] = ()) -> list[ProcessId]:
+def kill_orphans(marker: str, proven: Collection[ProcessId] = (), log: str = "") -> list[ProcessId]:
     """KILL a worker's remaining processes and return them. Call again until it returns none."""
-    remaining = orphans_of(marker, proven)
+    remaining = orphans_of(marker, proven, log)
     for orphan in remaining:
         process_id.send(orphan, signal.SIGKILL)
     return remaining

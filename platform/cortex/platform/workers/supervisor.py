@@ -18,7 +18,6 @@ from msgspec.structs import replace
 
 from cortex.functions.launch import CannotLaunch, Launch, LaunchContext, launch, vllm
 from cortex.functions.lifecycle import State
-from cortex.functions.names import slug
 from cortex.functions.servers import COMMAND
 from cortex.functions.spec import Engine
 from cortex.functions.variants import adapter_name, adapter_number
@@ -68,6 +67,7 @@ from cortex.platform.workers.compile_caches import CompileCaches, place_of
 from cortex.platform.workers.control_keys import ControlKeys
 from cortex.platform.workers.health import HealthChecks
 from cortex.platform.workers.kernels import Kernels
+from cortex.platform.workers.log_files import log_name
 from cortex.platform.workers.ports import NoPort, Ports
 from cortex.platform.workers.probe import Probe, opens
 from cortex.platform.workers.readahead import read_ahead
@@ -296,7 +296,7 @@ class Supervisor:
 
     def log_path(self, function: str, instance: str) -> Path:
         """Return the path of an instance's log."""
-        return Path(self._settings.agent.log_dir) / slug(function) / f"{slug(instance)}.log"
+        return Path(self._settings.agent.log_dir) / log_name(function, instance)
 
     def _follow_log(self, function: str, instance: str, server: str, *, warm: bool) -> LogFollower:
         version = self._engines.versions.get(server, "")
@@ -306,7 +306,7 @@ class Supervisor:
         """Start a worker, unless its instance has been stopped meanwhile."""
         instance, function = effect.instance, effect.function
         log_path = self.log_path(function.id, instance.id)
-        running = {f"{slug(i)}.log" for i in self._ports.held()}
+        running = {self.log_path(function.id, i).name for i in self._ports.held()}
         await self.looks.look(str(log_path.parent), "logs", partial(log_files.make_room, log_path.parent, running))
         if not self._is_starting(instance.id):
             self._tell(events.Exited(instance.id, "was stopped before it was started"))
@@ -457,7 +457,7 @@ class Supervisor:
         if effect:
             log.warning("start_repeated", function=function, instance=instance, how=how)
             with self._faults.guard("watch"):
-                await self._remains.kill(instance)
+                await self._remains.kill(instance, function)
             if self._is_starting(instance):
                 self._watched.pop(instance, None)
                 self._begin("spawn", effect.instance, self._spawn(effect, not_warm=not_warm), self._spawn_failed)
