@@ -27,7 +27,7 @@ HELD_BY = {
         NOT_IDLE,
         DEMOTION,
         "test_after_an_empty_record_no_instance_is_idle_until_routers_had_time_to_report",
-        "test_a_worker_that_died_while_the_agent_was_away_is_replaced",
+        "test_a_worker_that_died_while_the_agent_was_away_is_replaced_and_leaves_no_child",
         NOT_IDLE,
         ONLY_THE_WORKER_KNOWS,
         HUB_DOWN,
