@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import aiohttp
 import msgspec
@@ -22,7 +23,7 @@ from cortex.router.app import create_app
 from cortex.router.dialects.chat.stream import ChatStream, Reply
 from cortex.router.dialects.core import chunks
 from cortex.router.request.relay import Relay
-from cortex.router.request.worker_connections import WorkerConnection
+from cortex.router.request.worker_connections import WorkerConnection, WorkerConnections
 from cortex.router.request.worker_response import WorkerResponse
 from cortex.router.request_record import RequestRecord
 from tests.bench import servers
@@ -143,7 +144,7 @@ class Wire:
     """A worker's connection whose stream is relayed to a client."""
 
     def __init__(self) -> None:
-        self.connection = WorkerConnection("http://w", lambda _: None, 1 << 18)
+        self.connection = WorkerConnection("http://w", Mock(spec=WorkerConnections), 1 << 18)
         self.connection.connection_made(_Transport())  # type: ignore[arg-type]
         self.response: WorkerResponse = self.connection.send(b"", b"")
         self.client = client = _Deaf()
@@ -221,6 +222,22 @@ async def test_chunks_that_arrive_together_run_what_one_runs_but_for_the_parser(
     five = calls_of(lambda: wire.connection.data_received(framed * 5))
 
     assert len(five) - len(one) <= 4 * 5, (one, five)
+
+
+async def test_a_worker_has_ended_only_an_answer_that_it_completes_itself() -> None:
+    def relay(*, cuts: tuple[str, ...] = ()) -> Relay:
+        record = RequestRecord("r", "f", "f", "chat", streams=True, read_s=0.0)
+        record.status = 200
+        return Relay(_Deaf(), ChatStream(Reply(id="c", model="alias")), record, lambda: None, cuts=cuts)
+
+    complete, broken, cut = relay(), relay(), relay(cuts=("word",))
+    for sink in (complete, cut):
+        sink.take(b"".join(servers.STREAM))
+    broken.take(servers.STREAM[0])
+    broken.take(b'data: {"error": {"message": "no"}}\n\n')
+
+    assert [sink.over for sink in (complete, broken, cut)] == [True] * 3
+    assert [sink.has_ended for sink in (complete, broken, cut)] == [True, False, False]
 
 
 async def test_no_chunk_of_words_is_decoded(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:

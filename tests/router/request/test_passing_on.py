@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex.router.request.worker_connections import WorkerConnection
+from cortex.router.request import worker_connections
+from cortex.router.request.worker_connections import WorkerConnection, WorkerConnections
 from cortex.router.request.worker_response import BodyTooLong, ConnectionFailed
 from tests.router.dialects.examples import examples
 from tests.router.request.test_worker_connections import (
@@ -44,6 +45,10 @@ class Reader:
     @property
     def over(self) -> bool:
         return len(self.body) >= self.wanted
+
+    @property
+    def has_ended(self) -> bool:
+        return self.over
 
     def take(self, data: bytes) -> bool:
         assert not self.over
@@ -113,7 +118,7 @@ async def test_whole_chunks_are_passed_on_in_order_among_others(texts: list[byte
 
 
 async def test_a_chunk_that_the_sink_takes_is_not_parsed() -> None:
-    connection = WorkerConnection("http://w", lambda _: None, 1 << 18)
+    connection = WorkerConnection("http://w", Mock(spec=WorkerConnections), 1 << 18)
     connection.connection_made(Mock(spec=asyncio.Transport))
     response = connection.send(b"", b"")
     connection.data_received(CHUNKED + b"1\r\na\r\n")
@@ -259,3 +264,58 @@ async def test_a_large_whole_body_is_read_although_it_exceeds_what_is_held_unrea
         response = await pool.post(there.url, "/", b"{}", {})
         assert await asyncio.wait_for(response.whole(MOST), 20) == body
         response.close()
+
+
+async def test_a_connection_whose_answer_is_complete_is_used_again_when_http_has_ended_it() -> None:
+    pool = Mock(spec=WorkerConnections)
+    connection = WorkerConnection("http://w", pool, 1 << 18)
+    connection.connection_made(Mock(spec=asyncio.Transport))
+    response = connection.send(b"", b"", keeps_chunked=True)
+    connection.data_received(CHUNKED + b"3\r\nend\r\n")
+    await response.pass_to(Reader(wanted=3), MOST)
+    response.close()
+
+    pool.await_end.assert_called_once_with(connection)
+    pool.release.assert_not_called()
+    for data in (b"1\r\n\n\r\n", b"0\r\n", b"\r\n"):
+        connection.data_received(data)
+
+    pool.release.assert_called_once_with(connection)
+    assert connection.is_open
+
+
+async def test_a_connection_whose_answer_http_never_ends_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_connections, "END_S", 0.02)
+    closed = asyncio.Event()
+
+    async def talk(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(CHUNKED + b"3\r\nend\r\n")
+        await peer.closed()
+        closed.set()
+
+    async with workers(talk) as there, connections() as pool:
+        response = await pool.post(there.url, "/", b"{}", {}, keeps_chunked=True)
+        await response.pass_to(Reader(wanted=3), MOST)
+        response.close()
+
+        await asyncio.wait_for(closed.wait(), 10)
+
+
+@pytest.mark.parametrize("more", [CHUNKED, b"x"], ids=["another answer", "no HTTP"])
+async def test_a_connection_that_ends_an_answer_with_something_else_is_closed(more: bytes) -> None:
+    closed = asyncio.Event()
+
+    async def talk(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(CHUNKED + b"3\r\nend\r\n")
+        await peer.send(b"0\r\n\r\n" + more)
+        await peer.closed()
+        closed.set()
+
+    async with workers(talk) as there, connections() as pool:
+        response = await pool.post(there.url, "/", b"{}", {}, keeps_chunked=True)
+        await response.pass_to(Reader(wanted=3), MOST)
+        response.close()
+
+        await asyncio.wait_for(closed.wait(), 10)

@@ -5,12 +5,13 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex.router.request.worker_connections import HEADERS, SILENT_BYTES, WorkerConnections
+from cortex.router.request.worker_connections import HEADERS, SILENT_BYTES, WorkerConnection, WorkerConnections
 from cortex.router.request.worker_response import ConnectionFailed, ConnectionWasReset, NotConnected, WorkerResponse
 from tests.support.stack import free_port
 
@@ -155,6 +156,34 @@ async def test_after_chunks_a_connection_is_used_again_if_the_worker_keeps_it(
             assert await read(await pool.post(there.url, "/v1/x", b"{}", {}, keeps_chunked=True)) == b"hello"
 
     assert there.connections == connections_made
+
+
+async def test_an_answer_that_is_read_whole_wakes_its_reader_once() -> None:
+    connection = WorkerConnection("http://w", Mock(spec=WorkerConnections), 1 << 18)
+    connection.connection_made(Mock(spec=asyncio.Transport))
+    response = connection.send(b"", b"", is_read_whole=True)
+    reading = asyncio.ensure_future(response.head())
+    await asyncio.sleep(0)
+
+    for data in (WHOLE[:-5], WHOLE[-5:-2]):
+        connection.data_received(data)
+        await asyncio.sleep(0)
+        assert not reading.done()
+    connection.data_received(WHOLE[-2:])
+
+    await asyncio.wait_for(reading, 5)
+    assert (response.status, await response.whole(10)) == (200, b"hello")
+
+
+@pytest.mark.parametrize("size", [100, 5000], ids=["breaks off", "is large"])
+async def test_an_answer_that_is_read_whole_wakes_its_reader_when_it(size: int) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"
+    async with workers(answers_once(head + b"x" * size)) as there, connections(read_bytes=1024) as pool:
+        response = await asyncio.wait_for(pool.post(there.url, "/", b"{}", {}, is_read_whole=True), 10)
+
+        assert response.status == 200
+        with pytest.raises(ConnectionFailed):
+            await response.whole(1 << 20)
 
 
 @pytest.mark.parametrize(

@@ -444,7 +444,12 @@ class Exchange:
         call = self._call
         keeps_chunked = server_of(self.target.function, instance.server).keeps_connections
         answer = await self._exchanges.upstream.post(
-            instance, call.path, call.form or sent, self._trace, keeps_chunked=keeps_chunked
+            instance,
+            call.path,
+            call.form or sent,
+            self._trace,
+            keeps_chunked=keeps_chunked,
+            is_read_whole=streamed is None and self._stream is None and call.media is None,
         )
         try:
             if answer.status != 200:

@@ -40,6 +40,11 @@ class Relay:
         """Whether the answer is complete, or has failed."""
         return self._stream.over
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the worker has said that its answer is complete."""
+        return self._stream.over and self._stream.fault is None and self._cut is None
+
     def when_writable(self, resume: Callable[[], None] | None) -> None:
         """Call back when the client has read."""
         self._client.on_writable = resume

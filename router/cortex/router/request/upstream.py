@@ -99,7 +99,7 @@ class Answer:
                 await sink.drain()
 
     def close(self) -> None:
-        """Release the answer. Closes the connection unless the body was read to its end."""
+        """Release the answer. Closes the connection unless the body was read to its end, or is about to end."""
         self._response.close()
 
     async def whole(self) -> bytes:
@@ -144,9 +144,11 @@ class Upstream:
         more: Mapping[str, str] | None = None,
         *,
         keeps_chunked: bool = False,
+        is_read_whole: bool = False,
     ) -> Answer:
-        """Send a request and return the answer after its headers. The caller closes it. A body in pieces is sent once.
-        `keeps_chunked`: the worker takes another request on the connection after an answer in chunks.
+        """Send a request and return the answer after its headers, or when all of it has arrived if it `is_read_whole`.
+        The caller closes it. A body in pieces is sent once. `keeps_chunked`: the worker takes another request on the
+        connection after an answer in chunks.
 
         Raises Broken, Stranger, or what the pieces raise. Cancellation closes the connection, which stops the worker.
         """
@@ -158,7 +160,9 @@ class Upstream:
                     if not await worker_http.serves(self._http, instance, key):
                         continue
             with _mapped:
-                response = await self._send(instance.url, path, key, body, more, keeps_chunked)
+                response = await self._send(
+                    instance.url, path, key, body, more, keeps_chunked=keeps_chunked, is_read_whole=is_read_whole
+                )
                 if response.status not in worker_http.KEY_REFUSED or await self._refuses(response, instance, key):
                     self._remember(instance, key)
                     return Answer(response)
@@ -184,7 +188,15 @@ class Upstream:
         return await worker_http.is_well(self._http, instance, next(self._last_key_first(instance)))
 
     async def _send(
-        self, url: str, path: str, key: str, body: bytes | Outgoing, more: Mapping[str, str] | None, keeps_chunked: bool
+        self,
+        url: str,
+        path: str,
+        key: str,
+        body: bytes | Outgoing,
+        more: Mapping[str, str] | None,
+        *,
+        keeps_chunked: bool,
+        is_read_whole: bool,
     ) -> WorkerResponse:
         headers = worker_http.headers(key)
         headers["Content-Type"] = "application/json" if isinstance(body, bytes) else body.content_type
@@ -192,7 +204,9 @@ class Upstream:
             headers.update(more)
         try:
             if isinstance(body, bytes):
-                return await self._connections.post(url, path, body, headers, keeps_chunked=keeps_chunked)
+                return await self._connections.post(
+                    url, path, body, headers, keeps_chunked=keeps_chunked, is_read_whole=is_read_whole
+                )
             return await self._connections.upload(url, path, body.pieces(), body.size, headers)
         except NotConnected as error:
             raise NotReached(str(error)) from error

@@ -8,7 +8,7 @@ cookies and compressed bodies are nothing to it: the caller sees the status and 
 import asyncio
 import functools
 import select
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -29,14 +29,16 @@ READ_HEADERS = frozenset({"content-encoding", "content-length", "content-type", 
 """The headers that an answer keeps."""
 JOIN_BYTES = 64 * 1024
 """A body up to this size goes out in one piece with its head."""
+END_S = 1.0
+"""How long to wait for the last bytes of HTTP after the last event of an answer."""
 
 
 class WorkerConnection(asyncio.Protocol):
     """One connection, with at most one request under way."""
 
-    def __init__(self, origin: str, release: Callable[["WorkerConnection"], None], read_bytes: int) -> None:
-        """`release` takes the connection back when its request is answered."""
-        self.origin, self._release, self._read_bytes = origin, release, read_bytes
+    def __init__(self, origin: str, pool: "WorkerConnections", read_bytes: int) -> None:
+        """`pool` takes the connection back when its request is answered."""
+        self.origin, self._pool, self._read_bytes = origin, pool, read_bytes
         self._transport: asyncio.Transport
         self._parser: httptools.HttpResponseParser
         self._response: WorkerResponse | None = None
@@ -52,10 +54,12 @@ class WorkerConnection(asyncio.Protocol):
         self._room: asyncio.Future[None] | None = None
         """Done when the worker has read what was sent; None: it has."""
 
-    def send(self, head: bytes, body: bytes, *, keeps_chunked: bool = False) -> WorkerResponse:
+    def send(
+        self, head: bytes, body: bytes, *, keeps_chunked: bool = False, is_read_whole: bool = False
+    ) -> WorkerResponse:
         """Send a request; its answer arrives in what this returns. `keeps_chunked`: the worker takes another request
         on the connection if the answer comes in chunks."""
-        response = self._response = WorkerResponse(self, self._read_bytes)
+        response = self._response = WorkerResponse(self, self._read_bytes, is_read_whole=is_read_whole)
         self._headers = self._silent = 0
         self._keeps_chunked, self._is_between_chunks = keeps_chunked, False
         if len(body) <= JOIN_BYTES:
@@ -111,6 +115,13 @@ class WorkerConnection(asyncio.Protocol):
             self._poll = select.poll()
             self._poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
         return not self._poll.poll(0)
+
+    def await_end(self) -> None:
+        """Take another request when HTTP's end of the answer has arrived, if that is soon: its content is complete."""
+        if self._keeps_chunked:
+            self._pool.await_end(self)
+        else:
+            self.abort()
 
     def abort(self) -> None:
         """Close the connection at once."""
@@ -227,7 +238,7 @@ class WorkerConnection(asyncio.Protocol):
             self.abort()
             return
         self._transport.resume_reading()
-        self._release(self)
+        self._pool.release(self)
 
 
 class WorkerConnections:
@@ -237,22 +248,36 @@ class WorkerConnections:
         """An unused connection closes after `idle_s`; reading pauses while `read_bytes` of an answer are unread."""
         self._idle_s, self._connect_s, self._read_bytes = idle_s, connect_s, read_bytes
         self._idle: dict[str, list[WorkerConnection]] = {}
+        self._ending: dict[WorkerConnection, float] = {}
+        """Connections with the last bytes of an answer to come, by the time when they began to wait."""
         self._sweep: asyncio.TimerHandle | None = None
+        self._end_sweep: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._closed = False
 
     async def post(
-        self, origin: str, path: str, body: bytes, headers: Mapping[str, str], *, keeps_chunked: bool = False
+        self,
+        origin: str,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        *,
+        keeps_chunked: bool = False,
+        is_read_whole: bool = False,
     ) -> WorkerResponse:
-        """Send a POST to `http://host:port` and return its answer after the head. The caller closes it.
-        `keeps_chunked`: the worker takes another request on the connection after an answer in chunks.
+        """Send a POST to `http://host:port` and return its answer after the head, or when all of it has arrived if it
+        `is_read_whole`: that wakes the task once. The caller closes it. `keeps_chunked`: the worker takes another
+        request on the connection after an answer in chunks.
 
         Raises NotConnected, ConnectionWasReset or ConnectionFailed. Cancellation closes the connection.
         """
         connection = self._take(origin) or await self._connect(origin)
         head = _head(origin, path, tuple(headers.items()))
         response = connection.send(
-            b"%bContent-Length: %d\r\n\r\n" % (head, len(body)), body, keeps_chunked=keeps_chunked
+            b"%bContent-Length: %d\r\n\r\n" % (head, len(body)),
+            body,
+            keeps_chunked=keeps_chunked,
+            is_read_whole=is_read_whole,
         )
         try:
             await response.head()
@@ -278,12 +303,34 @@ class WorkerConnections:
     async def close(self) -> None:
         """Close the unused connections; those in use close after their answers."""
         self._closed = True
-        if self._sweep is not None:
-            self._sweep.cancel()
-        for connections in self._idle.values():
+        for sweep in (self._sweep, self._end_sweep):
+            if sweep is not None:
+                sweep.cancel()
+        for connections in (*self._idle.values(), self._ending):
             for connection in connections:
                 connection.abort()
         self._idle.clear()
+        self._ending.clear()
+
+    def await_end(self, connection: WorkerConnection) -> None:
+        """Close a connection whose answer does not end within `END_S`."""
+        if self._closed:
+            connection.abort()
+            return
+        self._ending[connection] = self._loop.time()
+        if self._end_sweep is None:
+            self._end_sweep = self._loop.call_later(END_S, self._close_ending)
+
+    def release(self, connection: WorkerConnection) -> None:
+        """Take a connection back for the next request."""
+        self._ending.pop(connection, None)
+        if self._closed:
+            connection.abort()
+            return
+        connection.idle_since = self._loop.time()
+        self._idle.setdefault(connection.origin, []).append(connection)
+        if self._sweep is None:
+            self._sweep = self._loop.call_later(self._idle_s, self._close_stale)
 
     def _take(self, origin: str) -> WorkerConnection | None:
         """Return the connection that was used last, if one is fresh."""
@@ -303,7 +350,7 @@ class WorkerConnections:
         try:
             async with asyncio.timeout(self._connect_s):
                 _, connection = await self._loop.create_connection(
-                    lambda: WorkerConnection(origin, self._release, self._read_bytes),
+                    lambda: WorkerConnection(origin, self, self._read_bytes),
                     address.hostname,
                     address.port or 80,
                 )
@@ -313,14 +360,14 @@ class WorkerConnections:
             raise NotConnected(str(error) or type(error).__name__) from error
         return connection
 
-    def _release(self, connection: WorkerConnection) -> None:
-        if self._closed:
-            connection.abort()
-            return
-        connection.idle_since = self._loop.time()
-        self._idle.setdefault(connection.origin, []).append(connection)
-        if self._sweep is None:
-            self._sweep = self._loop.call_later(self._idle_s, self._close_stale)
+    def _close_ending(self) -> None:
+        """Close what has waited for its end too long, and look again while there are others."""
+        late = self._loop.time() - END_S
+        for connection, since in list(self._ending.items()):
+            if since <= late or not connection.is_open:
+                connection.abort()
+                del self._ending[connection]
+        self._end_sweep = self._loop.call_later(END_S / 4, self._close_ending) if self._ending else None
 
     def _close_stale(self) -> None:
         """Close what was unused for too long, and look again while there are others."""

@@ -27,11 +27,13 @@ class BodyTooLong(Exception):
 
 class Sink(Protocol):
     """Takes a body piece by piece. After `take` has returned False, nothing is read until it is writable. `over`: it
-    takes no more. `take_chunk` takes one whole chunk of HTTP, framing included, or returns False: its body follows by
-    `take`."""
+    takes no more, and if `has_ended` because the worker said that its answer is complete. `take_chunk` takes one whole
+    chunk of HTTP, framing included, or returns False: its body follows by `take`."""
 
     @property
     def over(self) -> bool: ...
+    @property
+    def has_ended(self) -> bool: ...
     def take(self, data: bytes) -> bool: ...
     def take_chunk(self, chunk: bytes) -> bool: ...
     def when_writable(self, resume: Callable[[], None] | None) -> None: ...
@@ -42,6 +44,7 @@ class Connection(Protocol):
 
     def pause_reading(self) -> None: ...
     def resume_reading(self) -> None: ...
+    def await_end(self) -> None: ...
     def abort(self) -> None: ...
 
 
@@ -49,18 +52,20 @@ class WorkerResponse:
     """An answer: status and headers, and the body as it comes."""
 
     __slots__ = (
-        "_complete", "_connection", "_failure", "_left", "_limit", "_paused", "_pieces", "_sink", "_sink_error",
-        "_size", "_waiter", "headers", "status",
+        "_complete", "_connection", "_failure", "_has_ended", "_is_read_whole", "_left", "_limit", "_paused",
+        "_pieces", "_sink", "_sink_error", "_size", "_waiter", "headers", "status",
     )  # fmt: skip
 
-    def __init__(self, connection: Connection, limit: int) -> None:
-        self._connection, self._limit = connection, limit
+    def __init__(self, connection: Connection, limit: int, *, is_read_whole: bool = False) -> None:
+        """Reading pauses while `limit` bytes are unread. `is_read_whole`: nobody waits for a part of the answer, its
+        head included."""
+        self._connection, self._limit, self._is_read_whole = connection, limit, is_read_whole
         self.status = 0
         self.headers: dict[str, str] = {}
         """Those of `READ_HEADERS`, by name in lower case."""
         self._pieces: deque[bytes] = deque()
         self._size = 0
-        self._complete = self._paused = False
+        self._complete = self._paused = self._has_ended = False
         self._failure: ConnectionFailed | None = None
         self._sink: Sink | None = None
         self._sink_error: Exception | None = None
@@ -133,12 +138,16 @@ class WorkerResponse:
             sink.when_writable(None)
 
     def close(self) -> None:
-        """Release the answer. Closes the connection unless the body has ended."""
-        if not self._complete:
+        """Release the answer. Closes the connection unless the body has ended, or is about to."""
+        if self._complete:
+            return
+        if self._has_ended:
+            self._connection.await_end()
+        else:
             self._connection.abort()
 
     async def head(self) -> None:
-        """Wait for status and headers. Raises ConnectionFailed."""
+        """Wait for status and headers, or for an answer that is read whole. Raises ConnectionFailed."""
         while not self.status:
             if self._failure is not None:
                 raise self._failure
@@ -171,7 +180,7 @@ class WorkerResponse:
             self._wake()
             return
         if sink.over:
-            self._sink = None
+            self._sink, self._has_ended = None, sink.has_ended
             self._wake()
         elif not (has_room or self._complete):
             self._paused = True
@@ -195,9 +204,12 @@ class WorkerResponse:
 
     def begin(self, status: int) -> None:
         self.status = status
-        self._wake()
+        if not self._is_read_whole:
+            self._wake()
 
     def add(self, piece: bytes) -> None:
+        if self._has_ended:
+            return
         self._pieces.append(piece)
         if self._sink is not None:
             return  # `flush` follows
@@ -205,7 +217,8 @@ class WorkerResponse:
         if self._size > self._limit and not self._paused:
             self._paused = True
             self._connection.pause_reading()
-        self._wake()
+        if self._paused or not self._is_read_whole:
+            self._wake()
 
     def complete(self) -> None:
         self._complete, self._paused = True, False
