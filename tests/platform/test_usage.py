@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import redis
+from msgspec.structs import astuple
 
 from cortex.functions.capabilities import Cost
 from cortex.platform import usage_record
@@ -148,3 +149,11 @@ async def test_what_keys_spend_adds_up_over_the_month_and_outlives_their_usage(
 
     assert await record.spent(TODAY) == {"k1": Spent(nano_usd=2**50 + 7, tokens=16), "k2": Spent(tokens=1)}
     assert 0 < raw.ttl(f"cortex:usage:spent:{month(TODAY)}") <= usage_record.SPENT_S
+
+
+def test_sums_add_every_field() -> None:
+    one = Sums(**{name: number for number, name in enumerate(Sums.__struct_fields__, 1)})
+
+    one.add(one)
+
+    assert astuple(one) == tuple(2 * number for number in range(1, len(Sums.__struct_fields__) + 1))

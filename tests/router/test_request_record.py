@@ -9,7 +9,7 @@ from cortex.platform.faults import Faults
 from cortex.router.api_types import Try
 from cortex.router.metrics import latency
 from cortex.router.metrics.traffic import BUCKET_S, HOUR, Traffic, merge
-from cortex.router.request_record import RECENT, RequestRecord, RequestRecords, each, final, summary
+from cortex.router.request_record import RECENT, RequestRecord, RequestRecords, each, summary
 
 
 def a_request_record(id: str = "req_1", *, function: str = "org/model", **noted: Any) -> RequestRecord:
@@ -86,7 +86,7 @@ async def test_a_request_is_over_once_and_the_listeners_get_those_of_a_moment_to
 
 async def test_a_line_of_a_batch_that_will_return_has_no_outcome() -> None:
     every, outcomes = list[str](), list[str]()
-    request_records = RequestRecords([each(lambda r: every.append(r.id)), final(each(lambda r: outcomes.append(r.id)))])
+    request_records = RequestRecords([each(lambda r: every.append(r.id))], [each(lambda r: outcomes.append(r.id))])
     for id, fault in (("waits", "batch_waits"), ("fails", "no_capacity")):
         request_records.begun(request_record := a_request_record(id, status=503, fault=fault))
         request_records.over(request_record)
@@ -200,7 +200,7 @@ async def test_a_listener_that_raises_is_a_fault_and_the_others_get_the_requests
     def breaks(_: object) -> None:
         raise ValueError
 
-    request_records, request_record = RequestRecords([breaks, finished.extend], faults), a_request_record()
+    request_records, request_record = RequestRecords([breaks, finished.extend], faults=faults), a_request_record()
     request_records.begun(request_record)
     request_records.over(request_record)
     request_records.settle()

@@ -4,6 +4,7 @@
 never logged. The text of an error may quote a request, so only its type and origin are logged (`whence`).
 """
 
+import functools
 import logging
 import os
 import select
@@ -94,7 +95,7 @@ def lines(event: str, entries: Iterable[tuple[int, dict[str, object]]]) -> None:
     text = ""
     for level, fields in entries:
         if level >= _lines_from:
-            entry = {**fields, "event": event, "level": logging.getLevelName(level).lower(), "timestamp": at}
+            entry = {**fields, "event": event, "level": _level_name(level), "timestamp": at}
             line = msgspec.json.format(msgspec.json.encode(entry), indent=0).decode() + "\n"
             if len(text) + len(line) > PIPE_BUFFER and text:
                 _output.write(text)
@@ -102,6 +103,11 @@ def lines(event: str, entries: Iterable[tuple[int, dict[str, object]]]) -> None:
             text += line
     if text:
         _output.write(text)
+
+
+@functools.cache
+def _level_name(level: int) -> str:
+    return logging.getLevelName(level).lower()
 
 
 def whence(error: BaseException) -> str:

@@ -68,7 +68,7 @@ class Meter:
 
     def observe(self, metric: Metric, labels: Labels, value: float) -> None:
         """Add a value to its bucket."""
-        spread = self._spread(metric, labels)
+        spread = self._spreads.get((metric.name, labels)) or self._spread(metric, labels)
         if spread is not None:
             spread[0][bisect_left(metric.buckets, value)] += 1
             spread[1][0] += value

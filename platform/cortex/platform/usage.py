@@ -42,8 +42,17 @@ class Sums(Struct, kw_only=True):
 
     def add(self, other: "Sums") -> None:
         """Add other sums."""
-        for field in self.__struct_fields__:
-            setattr(self, field, getattr(self, field) + getattr(other, field))
+        self.requests += other.requests
+        self.tokens_in += other.tokens_in
+        self.tokens_out += other.tokens_out
+        self.cached += other.cached
+        self.cold_starts += other.cold_starts
+        self.nano_usd += other.nano_usd
+        self.gpu_ms += other.gpu_ms
+        self.mj += other.mj
+        self.audio_ms += other.audio_ms
+        self.characters += other.characters
+        self.images += other.images
 
 
 class Place(Struct, frozen=True):

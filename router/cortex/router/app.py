@@ -76,7 +76,7 @@ from cortex.router.request.stored_responses import StoredResponses
 from cortex.router.request.substitutes import Substitutes
 from cortex.router.request.upload import Uploads
 from cortex.router.request.upstream import Upstream
-from cortex.router.request_record import RequestRecords, each, final
+from cortex.router.request_record import RequestRecords, each
 from cortex.router.routes import (
     admin,
     audit,
@@ -156,14 +156,12 @@ class _RouterWorker:
             self.request_metrics.count_cost,
         )
         self.request_records = RequestRecords(
+            [each(self.request_metrics.count), self.device_uses.finished, each(self.tracer.finish)],
             [
-                each(self.request_metrics.count),
-                final(each(lambda request_record: self.traffic.add(request_record, time.time()))),
-                final(request_log.note),
-                final(self.usage_counts.add),
-                self.device_uses.finished,
-                final(each(self.decision_log.note_request)),
-                each(self.tracer.finish),
+                each(lambda request_record: self.traffic.add(request_record, time.time())),
+                request_log.note,
+                self.usage_counts.add,
+                each(self.decision_log.note_request),
             ],
             self.faults,
         )

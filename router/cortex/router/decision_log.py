@@ -83,6 +83,8 @@ class DecisionLog:
 
     def note_request(self, request: RequestRecord) -> None:
         """Add entries for a finished request that was replayed, rejected or had to wait."""
+        if not (request.substitute_for or request.tries or request.fault or request.cold):
+            return
         where = {"function": request.function, "request": request.id}
         if request.substitute_for:
             why = f"it was not ready: {request.function} answered in its place"

@@ -88,7 +88,10 @@ class DeviceUses:
         new = number - self._counted.get(id(request_record), 0)
         if new > 0 and request_record.instance:
             self._tokens[request_record.instance] += new
-            self._weights.setdefault(request_record.instance, Counter())[_place(request_record)] += new
+            weights = self._weights.get(request_record.instance)
+            if weights is None:
+                weights = self._weights[request_record.instance] = Counter()
+            weights[_place(request_record)] += new
         return max(number, self._counted.get(id(request_record), 0))
 
 

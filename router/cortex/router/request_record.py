@@ -197,25 +197,19 @@ def each(call: Callable[[RequestRecord], object]) -> Listener:
     return listener
 
 
-def final(listener: Listener) -> Listener:
-    """Return a listener without the requests that will return: they have no outcome yet, and may be many."""
-
-    def without(request_records: Sequence[RequestRecord]) -> None:
-        if outcomes := [r for r in request_records if not r.will_return]:
-            listener(outcomes)
-
-    return without
-
-
 class RequestRecords:
     """The requests of one router worker: the active ones and the last finished ones.
 
     Listeners get those that finish within `SETTLE_S` together, so that metrics and log cost a request no time.
     """
 
-    def __init__(self, listeners: Iterable[Listener], faults: Faults | None = None) -> None:
-        """`faults` notes what a listener raises; the others get the requests all the same."""
-        self._listeners, self._faults = tuple(listeners), faults or Faults()
+    def __init__(
+        self, listeners: Iterable[Listener], outcomes: Iterable[Listener] = (), faults: Faults | None = None
+    ) -> None:
+        """The listeners of `outcomes` do not get the requests that will return: they have no outcome yet, and may be
+        many. `faults` notes what a listener raises; the others get the requests all the same."""
+        self._listeners, self._outcomes = tuple(listeners), tuple(outcomes)
+        self._faults = faults or Faults()
         self._unsettled: list[RequestRecord] = []
         self._live: dict[int, RequestRecord] = {}
         self._over: deque[RequestRecord] = deque(maxlen=RECENT)
@@ -238,10 +232,11 @@ class RequestRecords:
     def settle(self) -> None:
         """Give the finished requests to the listeners now."""
         finished, self._unsettled = self._unsettled, []
-        if finished:
-            for listener in self._listeners:
+        outcomes = [r for r in finished if not r.will_return]
+        for request_records, listeners in ((finished, self._listeners), (outcomes, self._outcomes)):
+            for listener in listeners if request_records else ():
                 with self._faults.guard("requests"):
-                    listener(finished)
+                    listener(request_records)
 
     def live(self) -> list[RequestRecord]:
         """Return the active requests, oldest first."""

@@ -17,8 +17,13 @@ Histogram = dict[int, int]
 
 def add(histogram: Histogram, seconds: float) -> None:
     """Count one duration."""
-    bucket = math.ceil(math.log(min(seconds, MOST_S) / LEAST_S) / _LOG) if seconds > LEAST_S else 0
+    bucket = step(seconds)
     histogram[bucket] = histogram.get(bucket, 0) + 1
+
+
+def step(seconds: float) -> int:
+    """Return the bucket of a duration."""
+    return math.ceil(math.log(min(seconds, MOST_S) / LEAST_S) / _LOG) if seconds > LEAST_S else 0
 
 
 def merge(histograms: Iterable[Histogram]) -> Histogram:

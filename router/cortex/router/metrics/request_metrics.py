@@ -68,8 +68,9 @@ class RequestMetrics:
             meter.observe(metrics.QUEUE_WAIT, (model,), request_record.queued_s)
         if request_record.failed:
             meter.count(metrics.ERRORS, labels)
-        for attempt in (t for t in request_record.tries if t.replayed):
-            meter.count(metrics.REPLAYS, (model, attempt.host or NOWHERE))
+        for attempt in request_record.tries:
+            if attempt.replayed:
+                meter.count(metrics.REPLAYS, (model, attempt.host or NOWHERE))
         if request_record.fault and not request_record.pieces and not request_record.left:
             meter.count(metrics.REJECTIONS, (model, request_record.fault))
         if request_record.left:

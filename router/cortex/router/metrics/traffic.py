@@ -86,6 +86,7 @@ def merge(parts: Iterable[tuple[list[Bucket], dict[str, Bucket]]]) -> tuple[list
 
 def _count(buckets: Iterable[Bucket], request_record: RequestRecord) -> None:
     duration_s, failed = request_record.duration_s, request_record.failed
+    step = latency.step(duration_s)
     tokens_in, tokens_out = request_record.tokens_in, request_record.tokens_out
     streamed = request_record.streams and request_record.first
     for bucket in buckets:
@@ -93,7 +94,7 @@ def _count(buckets: Iterable[Bucket], request_record: RequestRecord) -> None:
         bucket.errors += failed
         bucket.cold += request_record.cold
         bucket.duration_s += duration_s
-        latency.add(bucket.durations, duration_s)
+        bucket.durations[step] = bucket.durations.get(step, 0) + 1
         bucket.longest_s = max(bucket.longest_s, duration_s)
         bucket.tokens_in += tokens_in
         bucket.tokens_out += tokens_out
