@@ -125,13 +125,13 @@ def test_a_bare_server_is_asked_for_less() -> None:
 
 
 def test_traits_are_worked_out_once_and_anew_when_something_changes() -> None:
-    abilities, function, worker = TraitsCache(), a_function(), an_instance(context=10)
+    abilities, function, ready = TraitsCache(), a_function(), (an_instance(context=10),)
 
-    first = abilities.of(function, "messages", KNOWN, [worker])
+    first = abilities.of(function, "messages", KNOWN, ready)
 
-    assert abilities.of(function, "responses", KNOWN, [worker]) is first
-    assert abilities.of(function, "chat", KNOWN, [worker]) is not first
-    assert abilities.of(a_function(), "messages", KNOWN, [worker]) is not first
+    assert abilities.of(function, "messages", KNOWN, ready) is first
+    assert abilities.of(function, "chat", KNOWN, ready) is not first
+    assert abilities.of(a_function(), "messages", KNOWN, ready) is not first
     assert abilities.of(function, "messages", KNOWN, [an_instance(context=20)]).context_window == 20
 
 

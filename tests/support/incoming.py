@@ -45,6 +45,10 @@ class ReadingClient:
     def attach(self) -> "ReadingClient":
         return self
 
+    def take_body(self) -> bytes | None:
+        """The body comes as messages."""
+        return None
+
     def add_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self.more_headers += headers
 

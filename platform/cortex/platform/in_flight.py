@@ -26,7 +26,8 @@ class InFlight:
         self._waiting: dict[str, dict[object, float]] = {}
         self._shares: dict[str, set[object]] = {}
         self._shares_waiting: dict[str, set[object]] = {}
-        self._used: dict[str, float] = {}
+        self._used_functions: dict[str, float] = {}
+        self._used_instances: dict[str, float] = {}
         self._keep: dict[str, tuple[float, float]] = {}
 
     def track(self, function: str, instance: str, share: str = "") -> "Tracked":
@@ -117,24 +118,26 @@ class InFlight:
 
     def take_used(self) -> dict[str, float]:
         """Return the last uses since the last call. Requests still in flight count as used now."""
-        used, self._used = self._used, {}
-        now = clock.now()
+        used, now = self.recent(), clock.now()
+        self._used_functions, self._used_instances = {}, {}
         return used | {used_instance(i): now for i in self._in_flight}
 
     def recent(self) -> dict[str, float]:
         """Return the last uses since the last `take_used`."""
-        return dict(self._used)
+        functions = {used_function(f): at for f, at in self._used_functions.items()}
+        return functions | {used_instance(i): at for i, at in self._used_instances.items()}
 
     def put_back(self, used: dict[str, float]) -> None:
         """Return last uses that could not be written, for the next `take_used`."""
-        self._used = used | self._used
+        for name, at in used.items():
+            uses = self._used_functions if name[:2] == used_function("") else self._used_instances
+            uses.setdefault(name[2:], at)
 
     def _touch(self, function: str, instance: str, share: str) -> None:
         now = clock.now()
         if share:
-            self._used[used_function(share)] = now
-        self._used[used_function(function)] = now
-        self._used[used_instance(instance)] = now
+            self._used_functions[share] = now
+        self._used_functions[function] = self._used_instances[instance] = now
         if wish := self._keep.get(instance):
             self._keep[instance] = (wish[0], now)
 

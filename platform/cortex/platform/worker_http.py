@@ -134,7 +134,9 @@ class Unpacker:
 
 def encoding(response: Response) -> str:
     """Return a body's compression, "" without one. Raises Unreadable for one that cannot be unpacked."""
-    name = response.headers.get("content-encoding", "").strip().lower()
+    if "content-encoding" not in response.headers:
+        return ""
+    name = response.headers["content-encoding"].strip().lower()
     if name in _PLAIN:
         return ""
     if name in _GZIP or name == "deflate":

@@ -4,7 +4,7 @@ A framework's routing, guards and conversions cost more than a warm request itse
 both: `access/auth.py` and `rejections.py`.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from litestar import Litestar
@@ -48,11 +48,10 @@ class Dispatcher:
         self._guard, self._rejections = guard, rejections
         self._cross_origin, self._audit, self._root_path = cross_origin, audit, root_path
 
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        """Serve a request, or the lifespan."""
+    def __call__(self, scope: Any, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        """Return what serves a request, or the lifespan."""
         if scope["type"] != "http":
-            await self.rest(scope, receive, send)
-            return
+            return self.rest(scope, receive, send)
         client = client_of(scope)
         if self._root_path:
             scope = _below(self._root_path, scope)
@@ -60,17 +59,15 @@ class Dispatcher:
             client.add_headers(self._cross_origin.headers(scope["headers"]))
             preflight = self._cross_origin.preflight(scope["method"], scope["headers"])
             if preflight is not None:
-                await _send_empty(send, preflight)
-                return
+                return _send_empty(send, preflight)
         handler = self._handler(scope["path"])
         if handler is None:
-            await self._audit.serve(self.rest, scope, receive, send)
-        elif scope["method"] == METHOD:
-            await self._serve(handler, scope, receive, client)
-        elif scope["method"] == "OPTIONS":
-            await _send_empty(send, [(b"allow", f"OPTIONS, {METHOD}".encode())])
-        else:
-            await send_whole(send, self._rejections.answer(scope, wrong_method(scope["path"], scope["method"])))
+            return self._audit.serve(self.rest, scope, receive, send)
+        if scope["method"] == METHOD:
+            return self._serve(handler, scope, receive, client)
+        if scope["method"] == "OPTIONS":
+            return _send_empty(send, [(b"allow", f"OPTIONS, {METHOD}".encode())])
+        return send_whole(send, self._rejections.answer(scope, wrong_method(scope["path"], scope["method"])))
 
     def _handler(self, path: str) -> Handler | None:
         handler = self.inference.get(path)
@@ -85,7 +82,8 @@ class Dispatcher:
         if client.is_full:  # with answers to the connection's earlier requests
             await client.drain()
         try:
-            request = Incoming(scope, receive, await self._guard.authorize(scope, NEEDS))
+            caller = await self._guard.authorize(scope, NEEDS)
+            request = Incoming(scope, receive, caller, client.take_body)
             request.name = (engine.below(scope["path"]) or ("", ""))[0]
             answering = await handler(request)
             await answering(client.attach())

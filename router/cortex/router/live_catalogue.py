@@ -17,7 +17,6 @@ from typing import Any
 
 import msgspec
 import structlog
-from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 from cortex.functions.catalogue import Catalogue, CatalogueError, Substitute, read
@@ -41,37 +40,27 @@ READ_S = 10.0
 """Timeout for reading the file."""
 
 
-class Target(Struct, frozen=True):
-    """What a name resolves to: a function, and the revision of the instances that serve it."""
+class Target:
+    """What a name resolves to: a function, and the revision of the instances that serve it.
 
-    function: Function
-    revision: str
-    of: Function | None = None
-    """The function of which it is a variant."""
-    is_shared: bool = False
-    """Whether the same instances serve other functions."""
+    The catalogue has one for each function; every request reads it many times, so what follows is derived once.
+    """
 
-    @property
-    def base(self) -> Function:
+    __slots__ = ("base", "function", "has_adapter", "revision", "share", "worker_model")
+
+    def __init__(self, function: Function, revision: str, of: Function | None = None, is_shared: bool = False) -> None:
+        """`of` is the function of which it is a variant. `is_shared`: the same instances serve other functions."""
+        self.function, self.revision = function, revision
+        self.base = of or function
         """The function whose instances serve it: itself, or that of which it is a variant."""
-        return self.of or self.function
-
-    @property
-    def worker_model(self) -> str:
+        self.has_adapter = bool(function.adapter) and self.base.engine in WITH_ADAPTERS
+        """Whether it is a variant with an adapter that its engine loads: the fake engine of `--fake` loads none."""
+        self.share = function.id if is_shared else ""
+        """The function's id if the same instances serve other functions, else empty."""
+        self.worker_model = self.base.name_at_worker
         """The function's name at its workers."""
         if self.has_adapter and server_of(self.base).loads_adapters == "while it runs":
-            return adapter_name(self.function.id, adapter_number(self.function.adapter))
-        return self.base.name_at_worker
-
-    @property
-    def has_adapter(self) -> bool:
-        """Whether it is a variant with an adapter that its engine loads: the fake engine of `--fake` loads none."""
-        return bool(self.function.adapter) and self.base.engine in WITH_ADAPTERS
-
-    @property
-    def share(self) -> str:
-        """The function's id if the same instances serve other functions, else empty."""
-        return self.function.id if self.is_shared else ""
+            self.worker_model = adapter_name(function.id, adapter_number(function.adapter))
 
 
 class LiveCatalogue:

@@ -36,19 +36,19 @@ class TraitsCache:
     """Caches the traits of each function."""
 
     def __init__(self) -> None:
-        self._cache: dict[tuple[str, Entrance, bool], tuple[Function, ModelProfile | None, Running, Traits]] = {}
+        self._cache: dict[tuple[str, Dialect], tuple[Function, ModelProfile | None, Sequence[Instance], Traits]] = {}
 
     def of(self, function: Function, dialect: Dialect, known: ModelProfile | None, ready: Sequence[Instance]) -> Traits:
         """Return the traits of a function for a dialect, given its ready instances."""
-        entrance, same = _entrance(function, dialect), dialect in _SAME_DIALECT
-        running = Running(window_of(ready), sees(ready), ready[0].server if ready else "")
-        cached = self._cache.get((function.id, entrance, same))
-        if cached is not None and cached[0] is function and cached[1] is known and cached[2] == running:
+        cached = self._cache.get((function.id, dialect))
+        if cached is not None and cached[0] is function and cached[1] is known and cached[2] is ready:
             return cached[3]
         if len(self._cache) > 4096:
             self._cache.clear()
-        result = traits(function, known, running, PASSED_ON if same else CAREFUL, entrance)
-        self._cache[function.id, entrance, same] = (function, known, running, result)
+        running = Running(window_of(ready), sees(ready), ready[0].server if ready else "")
+        base = PASSED_ON if dialect in _SAME_DIALECT else CAREFUL
+        result = traits(function, known, running, base, _entrance(function, dialect))
+        self._cache[function.id, dialect] = (function, known, ready, result)
         return result
 
 

@@ -34,9 +34,9 @@ def test_an_error_names_the_first_of_the_callers_functions_that_can() -> None:
     hear = [Function(id=f"hear-{n}", engine=Engine.FAKE, task="transcribe") for n in range(9)]
 
     with pytest.raises(CannotServe, match="not transcriptions: use 'hear-0', 'hear-1', 'hear-2', 'hear-3', 'hear-4'"):
-        check_dialect(PLAIN, "transcriptions", [PLAIN, EMBEDS, *hear])
+        check_dialect(PLAIN, "transcriptions", lambda: [PLAIN, EMBEDS, *hear])
     with pytest.raises(CannotServe, match="no function of the catalogue that this key may use does"):
-        check_dialect(PLAIN, "transcriptions", [PLAIN, EMBEDS])
+        check_dialect(PLAIN, "transcriptions", lambda: [PLAIN, EMBEDS])
 
 
 @pytest.mark.parametrize("body", [{}, {"tools": []}, {"tools": None}, {**TOOLS, "tool_choice": "none"}])

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cortex.functions.servers import server_of
 from cortex.functions.spec import Engine, Function
 from cortex.platform.agent_messages import Seat
 from cortex.router.dialects import native
@@ -13,7 +14,6 @@ from cortex.router.request.prompt_cache import (
     UNKNOWN,
     HiddenCounts,
     SlotTable,
-    isolation,
     salted,
     seated,
     slots_to_seat,
@@ -40,7 +40,7 @@ def seat(table: SlotTable, salt: str, body: bytes = BODY, number: int | None = 2
     ],
 )
 def test_each_server_keeps_keys_apart_in_its_own_way(engine: Engine, ran: str, way: str) -> None:
-    assert isolation(Function(id="m", engine=engine), ran) == way
+    assert server_of(Function(id="m", engine=engine), ran).isolation == way
 
 
 def test_a_salt_is_written_into_the_body_whatever_the_client_sent() -> None:
@@ -150,7 +150,7 @@ def test_a_request_reuses_only_what_its_own_key_left(steps: list[Step], number: 
 def test_a_request_is_seated_only_where_all_that_fills_the_slots_is_known(
     function: Function, answers: int, number: int | None
 ) -> None:
-    assert slots_to_seat(function, "xllamacpp", answers) == number
+    assert slots_to_seat(function, server_of(function, "xllamacpp"), answers) == number
 
 
 @pytest.mark.parametrize(

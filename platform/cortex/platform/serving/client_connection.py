@@ -24,12 +24,14 @@ class ClientConnection:
     `on_writable` when a client that was `is_full` has read.
     """
 
-    __slots__ = ("_cycle", "_looks", "_protocol", "on_lost", "on_writable")
+    __slots__ = ("_cycle", "_looks", "_protocol", "on_lost", "on_writable", "takes_chunks")
 
     def __init__(self, protocol: Any, cycle: RequestResponseCycle) -> None:
         self._protocol, self._cycle, self._looks = protocol, cycle, False
         self.on_lost: Callable[[], None] | None = None
         self.on_writable: Callable[[], None] | None = None
+        self.takes_chunks = False
+        """Whether `write_chunk` can send: the answer has begun in chunks, and the client reads it."""
 
     def attach(self) -> "ClientConnection":
         """Report disconnects from now on: the request has been read."""
@@ -39,6 +41,15 @@ class ClientConnection:
         self._protocol.answering = self
         self._protocol.flow.resume_reading()  # a connection that is not read is never seen to close
         return self
+
+    def take_body(self) -> bytes | None:
+        """Take the request's body if all of it has arrived, as most do; None: it is received as ASGI messages."""
+        cycle = self._cycle
+        if cycle.more_body or cycle.disconnected or cycle.response_complete:
+            return None
+        body, cycle.body = bytes(cycle.body), bytearray()
+        cycle.message_event.clear()
+        return body
 
     def add_headers(self, headers: Headers) -> None:
         """Add headers to the answer, whether it is sent here or as ASGI messages."""
@@ -96,6 +107,7 @@ class ClientConnection:
         """Send the head of an answer in pieces."""
         if not self._cycle.disconnected:
             self._cycle.transport.write(self._head(status, headers))
+            self._look_for_chunks()
 
     def _head(self, status: int, headers: Headers) -> bytes:
         cycle = self._cycle
@@ -125,16 +137,6 @@ class ClientConnection:
         if data and not cycle.disconnected:
             cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if cycle.chunked_encoding else data)
 
-    @property
-    def takes_chunks(self) -> bool:
-        """Whether `write_chunk` can send: the answer has begun in chunks, and the client reads it."""
-        cycle = self._cycle
-        return (
-            cycle.response_started
-            and cycle.chunked_encoding is True
-            and not (cycle.disconnected or self._protocol.flow.write_paused)
-        )
-
     def write_chunk(self, chunk: bytes) -> None:
         """Send a piece of the body that has its framing as a chunk (RFC 9112, 7.1)."""
         self._cycle.transport.write(chunk)
@@ -154,7 +156,7 @@ class ClientConnection:
 
     def _complete(self) -> None:
         cycle = self._cycle
-        cycle.response_complete = True
+        cycle.response_complete, self.takes_chunks = True, False
         self._protocol.answering = None
         cycle.message_event.set()
         if not cycle.keep_alive:
@@ -165,12 +167,22 @@ class ClientConnection:
 
     def lose(self) -> None:
         """Report the disconnect."""
-        self._cycle.disconnected = True
+        self._cycle.disconnected, self.takes_chunks = True, False
         if self.on_lost is not None:
             self.on_lost()
 
+    def pause(self) -> None:
+        """Note that the client does not read."""
+        self.takes_chunks = False
+
+    def _look_for_chunks(self) -> None:
+        cycle = self._cycle
+        is_open = cycle.response_started and not (cycle.disconnected or cycle.response_complete)
+        self.takes_chunks = is_open and cycle.chunked_encoding is True and not self.is_full
+
     def resume(self) -> None:
         """Report that the client has read."""
+        self._look_for_chunks()
         if self.on_writable is not None:
             self.on_writable()
 

@@ -147,13 +147,10 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._at == _BODY:
             self._on_trailer(name, value)
             return
-        headers = self.headers
-        if len(headers) == HEADERS:
-            self._refuse(*_TOO_LARGE)
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
-        headers.append((name, value))
+        self.headers.append((name, value))
 
     def _on_trailer(self, name: bytes, value: bytes) -> None:
         """Count and drop a trailer: it must not become a header."""
@@ -175,7 +172,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         # `_bytes` is at least the head's size, unless another head ended in the same piece: then it is 0.
         is_counted = 0 < self._bytes <= HEAD_BYTES
-        if not is_counted and sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
+        is_too_large = not is_counted and sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES
+        if is_too_large or len(self.headers) > HEADERS:
             self._refuse(*_TOO_LARGE)
         self._at, self._started, self._bytes, self._body_bytes = _BODY, self.loop.time(), 0, 0
         self._trailers, self._trailer_bytes, self._client_keep_alive = 0, 0, None
@@ -212,6 +210,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        if self.answering is not None:
+            self.answering.pause()
         if self._reader_clock is None:
             self._reader_clock = self.loop.call_later(self.read_s, self._give_up_reader)
 

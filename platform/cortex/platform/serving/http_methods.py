@@ -12,10 +12,12 @@ App = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
 def with_head(app: App) -> App:
     """Return the application with HEAD answered as GET, without a body: a stream ends at once."""
 
-    async def answer(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "HEAD":
-            await app(scope, receive, send)
-            return
+    def answer(scope: dict[str, Any], receive: Receive, send: Send) -> Awaitable[None]:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            return head(scope, receive, send)
+        return app(scope, receive, send)
+
+    async def head(scope: dict[str, Any], receive: Receive, send: Send) -> None:
         ended = False
 
         async def send_head(message: Message) -> None:

@@ -79,6 +79,7 @@ def config(
         host=host,
         port=port,
         http=LimitedProtocol,
+        interface="asgi3",
         ws="none",
         log_config=None,
         access_log=False,

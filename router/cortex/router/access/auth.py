@@ -82,7 +82,8 @@ class AuthGuard:
         RecordIsAway."""
         credentials = read_credentials(scope["headers"], tls=scope.get("scheme") == "https")
         try:
-            caller = await self._caller(credentials, scope["method"])
+            known = self._ring.find(credentials.secret) if credentials.secret else None
+            caller = known or await self._caller(credentials, scope["method"])
             if not caller.may(needs):
                 raise self._rejection(caller, needs)
         except (NoKey, NotAllowed) as error:
@@ -91,9 +92,7 @@ class AuthGuard:
         return caller
 
     async def _caller(self, credentials: Credentials, method: str) -> Principal:
-        principal = self._ring.find(credentials.secret) if credentials.secret else None
-        if principal is not None:
-            return principal
+        """Return the principal of a request without a known key."""
         if credentials.secret.startswith(batch_pass.PREFIX):
             return self._batch_owner(credentials.secret)
         if credentials.session and (principal := await self._sessions.find(credentials.session)) is not None:

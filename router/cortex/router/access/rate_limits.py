@@ -54,7 +54,7 @@ class RateLimiter:
             self._budgets.check(caller, time.time())
             warning = self._budgets.headers(caller, time.time())
         share = Share(self, caller, dialect, warning)
-        if caller.limits:
+        if share.is_limited:
             await share.enter(size)
         return share
 
@@ -106,6 +106,7 @@ class Share:
 
     def __init__(self, limiter: RateLimiter, caller: Principal, dialect: Dialect, warning: Headers) -> None:
         """`warning` has the headers of an answer to a caller whose budget is nearly spent."""
+        self.is_limited = bool(caller.limits)
         self._limiter, self._caller, self._dialect, self._warning = limiter, caller, dialect, warning
         self._parts: list[_Part] = []
         self._verdict: Verdict | None = None
@@ -127,7 +128,7 @@ class Share:
         Raises OverLimits, or TooManyAnswers if the caller's limits can never cover them.
         """
         limits = self._caller.limits
-        if not limits:
+        if not self.is_limited:
             return
         bound = min(limit for limit in (limits.rpm, limits.concurrent, answers) if limit)
         if answers > bound:

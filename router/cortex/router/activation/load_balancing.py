@@ -29,10 +29,13 @@ SESSION_HEADERS = (
     b"x-claude-code-session-id", b"x-session-affinity", b"x-session-id", b"session-id", b"thread-id",
 )  # fmt: skip
 """Headers with a client's session id, most specific first."""
+_SESSION_HEADERS = frozenset(SESSION_HEADERS)
 
 
 def affinity(headers: Mapping[bytes, bytes], body_session: str | None) -> str | None:
     """Return the session of a request: from its headers, else from its body."""
+    if _SESSION_HEADERS.isdisjoint(headers):
+        return body_session
     for name in SESSION_HEADERS:
         if value := headers.get(name):
             return value.decode("latin-1")

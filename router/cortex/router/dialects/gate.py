@@ -168,6 +168,8 @@ _MAX_NAMES, _LONGEST_NAME = 16, 64
 
 def header(dropped: tuple[str, ...]) -> str:
     """Return the value of `x-cortex-dropped`: the first names, in ASCII, and the number of the others."""
+    if not dropped:
+        return ""
     names = ["".join(c if c.isascii() and (c.isalnum() or c in "_.-[]") else "?" for c in n) for n in dropped]
     first = [name[:_LONGEST_NAME] for name in names[:_MAX_NAMES]]
     if len(names) > _MAX_NAMES:

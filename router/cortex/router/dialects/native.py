@@ -41,8 +41,10 @@ def native_dialect(function: Function, kind: Dialect, *, cache_is_shared: bool) 
     An engine's `/v1/messages` has no field that separates the cached prompts of keys, and for a server without such a
     field cortex hides cached token counts. In both cases only requests that share a cache are forwarded.
     """
+    if kind not in PATHS or kind not in function.native:
+        return None
     server = server_of(function)
-    if kind not in PATHS or kind not in function.native or kind not in server.native:
+    if kind not in server.native:
         return None
     if not cache_is_shared and (kind == "messages" or server.isolation == "none"):
         return None

@@ -75,7 +75,6 @@ class MetricsServer:
             listen,
             most=MOST_CONNECTIONS,
             most_per_peer=MOST_PER_PEER,
-            interface="asgi3",
             lifespan="on",
             timeout_graceful_shutdown=1,
         )

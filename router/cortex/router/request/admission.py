@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 from cortex.platform.api_keys import Priority
-from cortex.platform.in_flight import InFlight, Tracked
+from cortex.platform.in_flight import InFlight
 from cortex.platform.record import Instance
 from cortex.router.activation.activator import Activator
 from cortex.router.activation.load_balancing import choose
@@ -110,7 +110,8 @@ class Ticket:
     def __init__(self, admission: Admission, candidate: Candidate) -> None:
         self._admission, self._candidate = admission, candidate
         self._waiter: StartWaiter | None = None
-        self._tracked: Tracked | None = None
+        self._boarded: tuple[str, str, str] | None = None
+        """Function, instance and share by which it counts as in flight."""
         self._place: Place | None = None
         self._queue = ""
         """The instance at which it has its place."""
@@ -121,8 +122,8 @@ class Ticket:
     def __exit__(self, *_: object) -> None:
         if self._place is not None:
             self._admission.leave_queue(self._queue, self._place)
-        if self._tracked is not None:
-            self._tracked.__exit__()
+        if self._boarded is not None:
+            self._admission.in_flight.leave(self, *self._boarded)
         if self._candidate.is_batch:
             self._admission.batch_gate.leave(self._candidate)
         self._leave_gate()
@@ -138,8 +139,8 @@ class Ticket:
         ready = able(target, view.ready(target.base.id, target.revision), self._load)
         instance = choose(ready, self._load, self._candidate.affinity, function.target_concurrency)
         if instance is not None:
-            self._tracked = self._admission.in_flight.track(target.base.id, instance.id, target.share)
-            self._tracked.__enter__()
+            boarded = self._boarded = target.base.id, instance.id, target.share
+            self._admission.in_flight.enter(self, *boarded)
             if self._candidate.is_batch:
                 self._admission.batch_gate.enter(self._candidate, instance.id)
         return instance

@@ -3,7 +3,7 @@
 The checks refuse, with a clear error, requests that a worker would answer with an obscure error or a wrong answer.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -54,14 +54,14 @@ class _Tools(msgspec.Struct, frozen=True):
     tool_choice: Any = None
 
 
-def check_dialect(function: Function, dialect: Dialect, others: Iterable[Function] = ()) -> None:
+def check_dialect(function: Function, dialect: Dialect, others: Callable[[], Iterable[Function]] = tuple) -> None:
     """Raise CannotServe for a dialect that the function's server does not support. The error names those of the
     caller's `others` that do."""
     endpoint, serves = _ENDPOINT[dialect], server_of(function).dialects
     if endpoint in serves:
         return
     kinds = ", ".join(label for name, label in _LABELS.items() if name in serves) or "nothing"
-    able = (f"'{other.id}'" for other in others if endpoint in server_of(other).dialects)
+    able = (f"'{other.id}'" for other in others() if endpoint in server_of(other).dialects)
     names = ", ".join(islice(able, MOST_NAMES))
     hint = f": use {names}" if names else "; no function of the catalogue that this key may use does"
     raise CannotServe(f"'{function.id}' serves {kinds}, not {_LABELS[endpoint]}{hint}", param="model")

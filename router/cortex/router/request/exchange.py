@@ -10,12 +10,12 @@ import enum
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NoReturn, cast
+from typing import NoReturn
 
 from msgspec.structs import replace
 
 from cortex.functions.catalogue import Substitute
-from cortex.functions.servers import max_concurrency, server_of
+from cortex.functions.servers import Server, max_concurrency
 from cortex.platform import clock
 from cortex.platform.api_keys import ANONYMOUS, Principal, Right
 from cortex.platform.record import Instance
@@ -28,7 +28,7 @@ from cortex.router.dialects.core.stream import EVENTS, Stream
 from cortex.router.dialects.core.worker_errors import BREAKDOWNS, engine_died, fault_from_error, fault_from_worker
 from cortex.router.errors import SEE_WHY, Cancelled, NotReadyInTime, RequestError, UpstreamBroke, UpstreamSilent
 from cortex.router.fleet_view import FleetView
-from cortex.router.http_answer import Client, error_answer, id_headers, json_answer
+from cortex.router.http_answer import Client, error_answer, id_headers
 from cortex.router.live_catalogue import LiveCatalogue, Target
 from cortex.router.request.adapters import AdapterLoads, check_adapter, with_adapter
 from cortex.router.request.admission import Admission, Ticket
@@ -37,9 +37,10 @@ from cortex.router.request.attendance import attend
 from cortex.router.request.call import Call
 from cortex.router.request.capability_checks import check_tools
 from cortex.router.request.context_restores import ContextRestores
+from cortex.router.request.context_window import Settle
 from cortex.router.request.deadlines import Deadlines
 from cortex.router.request.deaths import Deaths, End, may_replay
-from cortex.router.request.prompt_cache import HiddenCounts, SlotTable, isolation, salted, seated, slots_to_seat
+from cortex.router.request.prompt_cache import HiddenCounts, SlotTable, salted, seated, slots_to_seat
 from cortex.router.request.relay import Relay
 from cortex.router.request.substitutes import Conversation, Substitutes
 from cortex.router.request.suspects import Fingerprint, digest
@@ -114,10 +115,11 @@ class Exchange:
         self.request_record = RequestRecord(
             request_id, target.function.id, self._name, call.dialect, streams=self._stream is not None, read_s=read_s
         )
-        self._caller, self.is_batch, self._is_operator = caller, caller.is_batch, caller.may(Right.STATUS)
+        self._caller, self.is_batch = caller, caller.is_batch
         self.request_record.key = caller.id
         self.request_record.who = caller.name if caller.id != ANONYMOUS else ""
-        self._head_sent, self._cancelled = False, cast(RequestError | None, None)
+        self._head_sent = False
+        self._cancelled: RequestError | None = None
         self._conversation, self._declined = conversation, False
         """`_declined`: the substitute cannot answer this request."""
         self._is_model_known = parse is None or exchanges.view.profile(target.base.id) is not None
@@ -127,7 +129,14 @@ class Exchange:
         """Seconds of the start timeout that the request has used."""
         self._trace: Mapping[str, str] = {}
         self._client: Client
+        self._server: Server
+        """What the instance runs that the request is sent to."""
         self._keep_alive: asyncio.TimerHandle | None = None
+
+    @property
+    def _is_operator(self) -> bool:
+        """Whether errors name hosts and instances."""
+        return self._caller.may(Right.STATUS)
 
     @property
     def affinity(self) -> str | None:
@@ -190,8 +199,8 @@ class Exchange:
                     function = self.target.function
                     if self.target.has_adapter and not await self._wait_for_adapter(instance):
                         continue
-                    server = check_tools(function, instance.server, self._call.dialect, self._call.body)
-                    ticket.join_queue(instance.id, max_concurrency(function, server))
+                    self._server = check_tools(function, instance.server, self._call.dialect, self._call.body)
+                    ticket.join_queue(instance.id, max_concurrency(function, self._server))
                     outcome = await self._serve_from(instance, ticket, last=not replays_left)
             except RequestError as error:
                 is_deadly = isinstance(error, UpstreamBroke) and self._deaths > 0
@@ -389,23 +398,23 @@ class Exchange:
             await self._send_plain(self._call.reply.plain(b""))
             return
         check_adapter(self.target, instance)
-        body = await self._fit(instance)
+        body = self._call.body if self._call.settle is None else await self._fit(instance, self._call.settle)
         if self._call.path in GENERATES:
             body = with_adapter(body, self.target, instance)
+        # The request finds no prompt of another key in the worker's cache.
+        send = self._send_seated if self._is_seated else self._send_salted
         try:
-            await self._send_apart(instance, body)
+            await send(instance, body)
         except WorkerRefusal as error:
             looser = grammar.loosen_request(body) if body and self._stumbled(error.message) else None
             if looser is None:
                 raise
-            await self._send_apart(instance, looser)
+            await send(instance, looser)
 
-    async def _fit(self, instance: Instance) -> bytes:
+    async def _fit(self, instance: Instance, settle: Settle) -> bytes:
         """Return the body for an instance. Raises ContextExceeded for a request that does not fit."""
         call = self._call
-        if call.settle is None:
-            return call.body
-        fitted = await call.settle(instance)
+        fitted = await settle(instance)
         if self._stream is not None:
             self._stream.fit(fitted.max_tokens, fitted.input_tokens)
         elif call.fitted is not None:
@@ -416,39 +425,45 @@ class Exchange:
         """Whether the worker refused a schema as a grammar and has sent no piece of an answer."""
         return not self.request_record.pieces and grammar.is_grammar_error(message)
 
-    async def _send_apart(self, instance: Instance, body: bytes) -> None:
-        """Send the request on, so that it finds no prompt of another key in the worker's cache."""
+    @property
+    def _is_seated(self) -> bool:
+        """Whether the request gets one of its server's slots."""
+        call, function = self._call, self.target.function
+        is_apart = bool(call.cache_salt) or function.keep_context
+        return is_apart and self._server.isolation == "slots" and call.path in GENERATES
+
+    async def _send_seated(self, instance: Instance, body: bytes) -> None:
+        """Send the request on, to a slot without a prompt of another key."""
         salt, function, view = self._call.cache_salt, self.target.function, self._exchanges.view
-        if not salt and not function.keep_context:
-            await self._send_on(instance, body)
+        number = slots_to_seat(function, self._server, self._call.answers)
+        if function.keep_context:
+            restores, record = self._exchanges.restores, self.request_record
+            async with restores.seat(instance, number, salt, body, record) as seated_body:
+                await self._send_on(instance, seated_body)
             return
-        match isolation(function, instance.server):
-            case "salt":
-                await self._send_on(instance, salted(body, salt))
-            case "slots" if self._call.path in GENERATES:
-                number = slots_to_seat(function, instance.server, self._call.answers)
-                if function.keep_context:
-                    restores, record = self._exchanges.restores, self.request_record
-                    async with restores.seat(instance, number, salt, body, record) as seated_body:
-                        await self._send_on(instance, seated_body)
-                    return
-                number = number if view.alone else None
-                with self._exchanges.slots.seat(instance.id, number, salt, body, view.company) as seat:
-                    await self._send_on(instance, seated(body, seat))
-            case _:
-                await self._send_on(instance, body, HiddenCounts() if salt else None)
+        number = number if view.alone else None
+        with self._exchanges.slots.seat(instance.id, number, salt, body, view.company) as seat:
+            await self._send_on(instance, seated(body, seat))
+
+    def _send_salted(self, instance: Instance, body: bytes) -> Awaitable[None]:
+        """Send the request on with the salt of its key. Where no server takes one, cached tokens are not reported."""
+        salt = self._call.cache_salt
+        if not salt:
+            return self._send_on(instance, body)
+        if self._server.isolation == "salt":
+            return self._send_on(instance, salted(body, salt))
+        return self._send_on(instance, body, HiddenCounts())
 
     async def _send_on(self, instance: Instance, body: bytes, hidden: HiddenCounts | None = None) -> None:
         streamed = asked_to_stream(body) if self._streams_anyway() else None
         sent = body if streamed is None else streamed
         call = self._call
-        keeps_chunked = server_of(self.target.function, instance.server).keeps_connections
         answer = await self._exchanges.upstream.post(
             instance,
             call.path,
             call.form or sent,
             self._trace,
-            keeps_chunked=keeps_chunked,
+            keeps_chunked=self._server.keeps_connections,
             is_read_whole=streamed is None and self._stream is None and call.media is None,
         )
         try:
@@ -476,7 +491,8 @@ class Exchange:
 
     async def _send_plain(self, plain: Plain) -> None:
         self.request_record.status = 200
-        await json_answer(200, plain.body, self._request_id, self._answer_headers()).send(self._client)
+        headers = [(b"content-type", b"application/json"), *id_headers(self._request_id), *self._answer_headers()]
+        await self._client.send(200, headers, plain.body)
 
     async def _failed(self, instance: Instance, answer: Answer) -> NoReturn:
         """Raise what a worker's error comes to: Broken when the worker is about to end, else WorkerRefusal.
@@ -494,7 +510,7 @@ class Exchange:
         """Whether a plain request is streamed from the worker, which notices only then that its client has left."""
         if self._stream is not None or self._call.path not in ASSEMBLED:
             return False
-        return not server_of(self.target.function).stops_when_client_leaves
+        return not self._server.stops_when_client_leaves
 
     def _chunks(self, answer: Answer) -> AsyncIterator[bytes]:
         return cut_at(answer.chunks(), self._call.cuts) if self._call.cuts else answer.chunks()

@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from litestar.types import Receive, Scope
@@ -19,10 +19,15 @@ class ClientLeft(Exception):
 class Incoming:
     """A request of an authorized caller."""
 
-    __slots__ = ("_receive", "caller", "content_length", "headers", "id", "is_read", "name", "query")
+    __slots__ = (
+        "_receive", "caller", "content_length", "headers", "id", "is_read", "name", "query", "take_body", "unique",
+    )  # fmt: skip
 
-    def __init__(self, scope: Scope, receive: Receive, caller: Principal) -> None:
-        self._receive, self.caller = receive, caller
+    def __init__(
+        self, scope: Scope, receive: Receive, caller: Principal, take_body: Callable[[], bytes | None] = lambda: None
+    ) -> None:
+        """`take_body` takes the whole body if it has arrived."""
+        self._receive, self.take_body, self.caller = receive, take_body, caller
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         """By name in lower case."""
         self.query: bytes = scope["query_string"]
@@ -30,7 +35,9 @@ class Incoming:
         """The function's name, if the path has it."""
         self.is_read = False
         """Whether `stream()` has yielded the whole body."""
-        self.id = request_id(self.headers.get(b"x-request-id"))
+        self.unique = unique_id()
+        """Part of the ids that this router gives the request and its answer."""
+        self.id = request_id(self.headers.get(b"x-request-id"), self.unique)
         length = self.headers.get(b"content-length")
         self.content_length = None if length is None else int(length)
         """The size of the body in bytes, if the client states it."""
@@ -64,11 +71,11 @@ def _piece(message: Any) -> bytes:
     return piece
 
 
-def request_id(value: bytes | None) -> str:
-    """Return the request id that a client sent, if it is valid, else a new one."""
+def request_id(value: bytes | None, unique: str = "") -> str:
+    """Return the request id that a client sent, if it is valid, else a new one, with the `unique` part if given."""
     if value and _CLIENT_ID.fullmatch(id := value.decode("latin-1")):
         return id
-    return f"req_{unique_id()}"
+    return f"req_{unique or unique_id()}"
 
 
 def unique_id() -> str:

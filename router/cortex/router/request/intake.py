@@ -82,13 +82,20 @@ class Intake:
         piece; it may refuse the body.
 
         Raises what `cover` raises, BadRequest, KeyHoldsTooMuch, RouterHoldsTooMuch or ClientLeft."""
-        encoding = encoding_of(request.headers.get(b"content-encoding", b"").decode("latin-1"))
+        packed = request.headers.get(b"content-encoding")
+        encoding = encoding_of(packed.decode("latin-1")) if packed else None
         accepted = Body(self, request.caller.id)
         try:
-            await self._read(request, accepted, cover)
+            size = request.content_length
+            whole = request.take_body() if size is not None and size <= SMALL else None
+            if whole is None:
+                await self._read(request, accepted, cover)
+            else:
+                accepted.bytes = whole  # it arrived with its head, as most do
             if encoding is not None:
                 await self._unpack(accepted, encoding, cover)
-            accepted.bytes = await self.work(len(accepted.bytes), _repair, accepted.bytes)
+            body = accepted.bytes
+            accepted.bytes = _repair(body) if len(body) < LARGE else await self.work(len(body), _repair, body)
         except BaseException:
             accepted.release()
             raise

@@ -46,6 +46,8 @@ class OpenRequests:
     def __init__(self) -> None:
         self._instances: dict[str, _Instance] = {}
         self._usual: dict[str, latency.Histogram] = {}
+        self._numbers: dict[str, int] = {}
+        """How many times each of these has counted."""
 
     def sent(self, instance: str, request_record: RequestRecord) -> "_Open":
         """Return a context in which a request counts as open at an instance."""
@@ -86,10 +88,14 @@ class OpenRequests:
 
     def note_first(self, function: str, seconds: float) -> None:
         """Count a time from sending to the first byte."""
-        spread = self._usual.setdefault(function, {})
-        latency.add(spread, seconds)
-        if sum(spread.values()) > MOST_TIMES:
-            self._usual[function] = {step: count // 2 for step, count in spread.items() if count > 1}
+        usual = self._usual.get(function)
+        if usual is None:
+            usual = self._usual[function] = {}
+        latency.add(usual, seconds)
+        number = self._numbers[function] = self._numbers.get(function, 0) + 1
+        if number > MOST_TIMES:
+            self._usual[function] = halved = {step: count // 2 for step, count in usual.items() if count > 1}
+            self._numbers[function] = sum(halved.values())
 
 
 class _Open:

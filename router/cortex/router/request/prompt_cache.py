@@ -10,11 +10,10 @@ Other routers see a new one within a second or two. For functions with `keep_con
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import msgspec
 
-from cortex.functions.servers import max_concurrency, server_of
+from cortex.functions.servers import Server, max_concurrency
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Seat
 from cortex.platform.api_keys import Principal
@@ -26,8 +25,6 @@ MOST_INSTANCES = 1000
 """Instances whose slots are tracked."""
 _COMPARED = 64 * 1024
 """Leading bytes of a body to compare with those of earlier ones."""
-
-Isolation = Literal["salt", "slots", "none"]
 
 
 class CacheSalts:
@@ -137,17 +134,12 @@ class SlotTable:
         return slots
 
 
-def isolation(function: Function, ran: str) -> Isolation:
-    """Return how an instance's server isolates salts."""
-    return server_of(function, ran).isolation
-
-
-def slots_to_seat(function: Function, ran: str, answers: int) -> int | None:
+def slots_to_seat(function: Function, server: Server, answers: int) -> int | None:
     """Return the number of slots to choose from, or None if no slot can be assigned: for several answers, or if
     the function's arguments change the cache or the slots."""
     if answers > 1 or any(word.partition("=")[0] in ("-cram", "--cache-ram") for word in function.args):
         return None
-    return max_concurrency(function, server_of(function, ran))
+    return max_concurrency(function, server)
 
 
 def salted(body: bytes, salt: str) -> bytes:

@@ -160,9 +160,18 @@ class Upstream:
                     if not await worker_http.serves(self._http, instance, key):
                         continue
             with _mapped:
-                response = await self._send(
-                    instance.url, path, key, body, more, keeps_chunked=keeps_chunked, is_read_whole=is_read_whole
-                )
+                headers = worker_http.headers(key)
+                if more:
+                    headers.update(more)
+                if isinstance(body, bytes):
+                    headers["Content-Type"] = "application/json"
+                    response = await self._connections.post(
+                        instance.url, path, body, headers, keeps_chunked=keeps_chunked, is_read_whole=is_read_whole
+                    )
+                else:
+                    headers["Content-Type"] = body.content_type
+                    pieces = body.pieces()
+                    response = await self._connections.upload(instance.url, path, pieces, body.size, headers)
                 if response.status not in worker_http.KEY_REFUSED or await self._refuses(response, instance, key):
                     self._remember(instance, key)
                     return Answer(response)
@@ -186,32 +195,6 @@ class Upstream:
     async def is_well(self, instance: Instance) -> bool:
         """Whether a worker passes its health check or does not answer in time."""
         return await worker_http.is_well(self._http, instance, next(self._last_key_first(instance)))
-
-    async def _send(
-        self,
-        url: str,
-        path: str,
-        key: str,
-        body: bytes | Outgoing,
-        more: Mapping[str, str] | None,
-        *,
-        keeps_chunked: bool,
-        is_read_whole: bool,
-    ) -> WorkerResponse:
-        headers = worker_http.headers(key)
-        headers["Content-Type"] = "application/json" if isinstance(body, bytes) else body.content_type
-        if more:
-            headers.update(more)
-        try:
-            if isinstance(body, bytes):
-                return await self._connections.post(
-                    url, path, body, headers, keeps_chunked=keeps_chunked, is_read_whole=is_read_whole
-                )
-            return await self._connections.upload(url, path, body.pieces(), body.size, headers)
-        except NotConnected as error:
-            raise NotReached(str(error)) from error
-        except ConnectionWasReset as error:
-            raise NotRead(str(error)) from error
 
     async def _refuses(self, response: WorkerResponse, instance: Instance, key: str) -> bool:
         """Whether a 401 or 403 is the worker's answer to the request. Closes the response when it is not."""
@@ -251,6 +234,10 @@ class _Mapped:
             return
         if isinstance(error, Unreadable):
             raise BadAnswer(f"the worker's answer cannot be read: {error}") from None
+        if isinstance(error, NotConnected):
+            raise NotReached(str(error)) from error
+        if isinstance(error, ConnectionWasReset):
+            raise NotRead(str(error)) from error
         if isinstance(error, _BREAKS):
             raise self._failure(worker_http.failure(error)) from error
 

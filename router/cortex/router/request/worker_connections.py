@@ -25,7 +25,10 @@ HEADERS = 128
 """The most headers and trailers of an answer."""
 SILENT_BYTES = 64 * 1024
 """The most bytes that a worker may send without a header's end or a byte of the body among them."""
-READ_HEADERS = frozenset({"content-encoding", "content-length", "content-type", "retry-after", "transfer-encoding"})
+READ_HEADERS = {
+    name.encode(): name
+    for name in ("content-encoding", "content-length", "content-type", "retry-after", "transfer-encoding")
+}
 """The headers that an answer keeps."""
 JOIN_BYTES = 64 * 1024
 """A body up to this size goes out in one piece with its head."""
@@ -148,7 +151,9 @@ class WorkerConnection(asyncio.Protocol):
         if response is None:  # nothing was requested
             self.abort()
             return
-        if self._is_between_chunks and response.pass_chunk(data):
+        take_chunk = response.take_chunk
+        if take_chunk is not None and self._is_between_chunks and len(data) <= response.left and take_chunk(data):
+            response.left -= len(data)
             return  # the parser stays between chunks
         self._silent += len(data)
         try:
@@ -203,8 +208,8 @@ class WorkerConnection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._silent = 0
         self._headers += 1
-        response, key = self._response, name.decode("latin-1").lower()
-        if response is not None and not response.status and key in READ_HEADERS:
+        response, key = self._response, READ_HEADERS.get(name.lower())
+        if key is not None and response is not None and not response.status:
             response.headers[key] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:

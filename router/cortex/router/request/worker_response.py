@@ -52,8 +52,8 @@ class WorkerResponse:
     """An answer: status and headers, and the body as it comes."""
 
     __slots__ = (
-        "_complete", "_connection", "_failure", "_has_ended", "_is_read_whole", "_left", "_limit", "_paused",
-        "_pieces", "_sink", "_sink_error", "_size", "_waiter", "headers", "status",
+        "_complete", "_connection", "_failure", "_has_ended", "_is_read_whole", "_limit", "_paused", "_pieces",
+        "_sink", "_sink_error", "_size", "_waiter", "headers", "left", "status", "take_chunk",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, limit: int, *, is_read_whole: bool = False) -> None:
@@ -69,7 +69,10 @@ class WorkerResponse:
         self._failure: ConnectionFailed | None = None
         self._sink: Sink | None = None
         self._sink_error: Exception | None = None
-        self._left = 0
+        self.left = 0
+        """The most bytes that the sink may still get."""
+        self.take_chunk: Callable[[bytes], bool] | None = None
+        """The sink's, while it may take a chunk."""
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -104,11 +107,12 @@ class WorkerResponse:
     async def whole(self, most: int) -> bytes:
         """Return the body. Raises BodyTooLong for more than `most` bytes, and ConnectionFailed."""
         body: list[bytes] = []
-        left = most - (self.content_length or 0)
+        declared = self.content_length
+        left = most - (declared or 0)
         while left >= 0:
             if self._pieces:
                 body += self._pieces
-                left -= 0 if self.content_length is not None else self._size
+                left -= self._size if declared is None else 0
                 self._pieces.clear()
                 self._size = 0
                 self._resume()
@@ -123,7 +127,7 @@ class WorkerResponse:
     async def pass_to(self, sink: "Sink", most: int) -> None:
         """Pass the body to a sink as it arrives, until its end or until the sink is `over`; what arrives together is
         passed together. Raises BodyTooLong for more than `most` bytes, ConnectionFailed, and what the sink raises."""
-        self._sink, self._left = sink, most
+        self._sink, self.left, self.take_chunk = sink, most, sink.take_chunk
         try:
             self._resume()
             self.flush()
@@ -134,7 +138,7 @@ class WorkerResponse:
             if self._sink_error is not None:
                 raise self._sink_error
         finally:
-            self._sink = None
+            self._sink = self.take_chunk = None
             sink.when_writable(None)
 
     def close(self) -> None:
@@ -170,35 +174,31 @@ class WorkerResponse:
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         self._size = 0
-        self._left -= len(data)
+        self.left -= len(data)
         try:
-            if self._left < 0:
+            if self.left < 0:
                 raise BodyTooLong
             has_room = sink.take(data)
         except Exception as error:
-            self._sink, self._sink_error = None, error
+            self._sink = self.take_chunk = None
+            self._sink_error = error
             self._wake()
             return
         if sink.over:
-            self._sink, self._has_ended = None, sink.has_ended
+            self._sink = self.take_chunk = None
+            self._has_ended = sink.has_ended
             self._wake()
         elif not (has_room or self._complete):
-            self._paused = True
+            self._paused, self.take_chunk = True, None
             self._connection.pause_reading()
             sink.when_writable(self._resume)
-
-    def pass_chunk(self, data: bytes) -> bool:
-        """Pass on what may be one whole chunk of HTTP, framing included. False: it has to be parsed."""
-        sink = self._sink
-        if sink is None or self._paused or len(data) > self._left or not sink.take_chunk(data):
-            return False
-        self._left -= len(data)
-        return True
 
     def _resume(self) -> None:
         """Go on: the reader has room again."""
         if self._paused:
             self._paused = False
+            if self._sink is not None:
+                self.take_chunk = self._sink.take_chunk
             self._connection.resume_reading()
             self.flush()
 

@@ -17,8 +17,9 @@ from cortex.router.request.substitutes import Conversation
 from cortex.router.request.upload import Upload, Uploads
 from cortex.router.request_record import RequestRecord
 
-Reading = Callable[[bytes, Share], Awaitable[Answering]]
-FormReading = Callable[[Upload, Share], Awaitable[Answering]]
+Serve = Callable[[Incoming, bytes, Share], Awaitable[Answering]]
+"""Returns what answers a request whose body is read."""
+ServeForm = Callable[[Incoming, Upload, Share], Awaitable[Answering]]
 
 
 class Entrance:
@@ -28,34 +29,35 @@ class Entrance:
         self.exchanges, self.intake = exchanges, intake
         self._uploads, self._rate_limiter = uploads, rate_limiter
 
-    async def receive(self, request: Incoming, kind: Dialect, read: Reading, *, costs_tokens: bool = True) -> Answering:
+    async def receive(self, kind: Dialect, serve: Serve, request: Incoming, *, costs_tokens: bool = True) -> Answering:
         """Check the key's limits, read the body, and account for its memory until the request is answered."""
-
-        async def receive(share: Share) -> Answering:
+        share, held, started = None, None, time.monotonic()
+        try:
+            size = (request.content_length or 0) if costs_tokens else 0
+            share = await self._rate_limiter.enter(request.caller, kind, size)
             held = await self.intake.body(request, share.cover if costs_tokens else no_cover)
-            try:
-                if costs_tokens:
-                    await share.adjust(len(held.bytes), 1)
-                return held.held_by(await read(held.bytes, share))
-            except BaseException:
+            if costs_tokens and share.is_limited:
+                await share.adjust(len(held.bytes), 1)
+            return held.held_by(await serve(request, held.bytes, share))
+        except BaseException as error:
+            if held is not None:
                 held.release()
-                raise
+            await self._give_back(share, error, request, kind, started)
+            raise
 
-        return await self._within_limits(request, kind, (request.content_length or 0) if costs_tokens else 0, receive)
-
-    async def receive_form(self, request: Incoming, kind: Dialect, read: FormReading) -> Answering:
+    async def receive_form(self, kind: Dialect, serve: ServeForm, request: Incoming) -> Answering:
         """Check the key's limits, and read a form until its function is known. Its size costs no tokens: the audio that
         the worker measures does."""
-
-        async def receive(share: Share) -> Answering:
+        share, upload, started = None, None, time.monotonic()
+        try:
+            share = await self._rate_limiter.enter(request.caller, kind, 0)
             upload = await self._uploads.begin(request, kind)
-            try:
-                return upload.held_by(await read(upload, share))
-            except BaseException:
+            return upload.held_by(await serve(request, upload, share))
+        except BaseException as error:
+            if upload is not None:
                 await upload.release()
-                raise
-
-        return await self._within_limits(request, kind, 0, receive)
+            await self._give_back(share, error, request, kind, started)
+            raise
 
     def exchange_of(
         self,
@@ -84,24 +86,17 @@ class Entrance:
         )
         return share.wrap(exchange, exchange.request_record)
 
-    async def _within_limits(
-        self, request: Incoming, kind: Dialect, size: int, receive: Callable[[Share], Awaitable[Answering]]
-    ) -> Answering:
-        """Receive a request with its key's share of limits, which is given back if that fails."""
-        who, started = request.caller, time.monotonic()
-        try:
-            share = await self._rate_limiter.enter(who, kind, size)
-            try:
-                return await receive(share)
-            except BaseException:
-                await share.settle()
-                raise
-        except OverLimits as error:
-            read_s = time.monotonic() - started
+    async def _give_back(
+        self, share: Share | None, error: BaseException, request: Incoming, kind: Dialect, started: float
+    ) -> None:
+        """Give a request's share of limits back that ends before it is served, and record it if it is over them."""
+        if share is not None:
+            await share.settle()
+        if isinstance(error, OverLimits):
+            who, read_s = request.caller, time.monotonic() - started
             request_record = RequestRecord(request.id, "", "", kind, streams=False, read_s=read_s)
             request_record.key, request_record.who = who.id, who.name
             fault = error.fault()
             request_record.rejected(fault.status(kind), fault.kind, error.reason)
             self.exchanges.request_records.begun(request_record)
             self.exchanges.request_records.over(request_record)
-            raise

@@ -18,7 +18,8 @@ from cortex.router.live_catalogue import Target
 from cortex.router.request.call import Call
 from cortex.router.request.capability_checks import check_dialect
 from cortex.router.request.context_window import fitting
-from cortex.router.request.incoming import Incoming, unique_id
+from cortex.router.request.incoming import Incoming
+from cortex.router.request.intake import LARGE
 from cortex.router.request.stored_responses import Plan
 from cortex.router.request.substitutes import Conversation, conversation_of
 from cortex.router.routes.reader import JsonReader, Reading
@@ -34,12 +35,12 @@ class GenerationReader(JsonReader):
     ) -> None:
         super().__init__(reading, request, kind, body, share)
         self._plan = plan
-        self._unique, self._created = plan.unique if plan else unique_id(), int(time.time())
+        self._unique, self._created = plan.unique if plan else request.unique, int(time.time())
 
     async def parse(self, target: Target) -> Call:
         """Read the request in its own dialect or translated, as the function takes it."""
         function, kind, plan, reading = target.function, self.kind, self._plan, self._reading
-        check_dialect(function, kind, self.catalogue.usable(self.caller))
+        check_dialect(function, kind, self.others)
         content = await reading.images.inlined(self.body) if function.remote_images else self.body
         traits = reading.traits(target, kind)
         salt = reading.salts.of(function, self.caller)
@@ -53,7 +54,8 @@ class GenerationReader(JsonReader):
             )
             return parsed, parsed.body(target.worker_model)
 
-        parsed, sent = await self.intake.work(len(content), translate)
+        size = len(content)
+        parsed, sent = translate() if size < LARGE else await self.intake.work(size, translate)
         fit = partial(fitting, model=target.worker_model)
         reply = parsed.answer(self._unique, self._created)
         if isinstance(reply, stream.Reply):
@@ -79,10 +81,8 @@ class GenerationReader(JsonReader):
             keep_s=self.keep_s(target),
         )
 
-    async def conversation(self, name: str, call: Call) -> Conversation | None:
-        """Return the conversation if its name has a substitute."""
-        if self.catalogue.substitute(name, self.caller) is None:
-            return None
+    async def conversation(self, call: Call) -> Conversation | None:
+        """Return the conversation of the request."""
         body, id = self.body, self.caller.id
         return await self.intake.work(len(body), conversation_of, self.kind, body, call.affinity, id)
 

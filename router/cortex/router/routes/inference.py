@@ -1,6 +1,6 @@
 """The inference routes: each reads its dialect into an Exchange."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 
 from cortex.functions.passing import Passing
@@ -18,6 +18,7 @@ from cortex.router.request.capability_checks import check_dialect, check_route
 from cortex.router.request.incoming import Incoming
 from cortex.router.request.stored_responses import Plan, StoredResponses
 from cortex.router.routes.counting import count_tokens
+from cortex.router.routes.entrance import Serve
 from cortex.router.routes.generation import CHAT, COMPLETIONS, GenerationReader, LoadReader
 from cortex.router.routes.reader import JsonReader, Reading
 
@@ -28,8 +29,6 @@ COMPUTES: dict[Dialect, Callable[[bytes, Passing], Computed]] = {
     "ollama_embed": ollama_embeddings.read,
     "ollama_embeddings": ollama_embeddings.read_older,
 }
-Serve = Callable[[Incoming, bytes, Share], Awaitable[Answering]]
-"""Answers a request whose body is read."""
 
 
 class ComputationReader(JsonReader):
@@ -43,7 +42,7 @@ class ComputationReader(JsonReader):
 
     async def parse(self, target: Target) -> Call:
         """Read the request for a target."""
-        check_dialect(target.function, self.kind, self.catalogue.usable(self.caller))
+        check_dialect(target.function, self.kind, self.others)
         size, passing = len(self.body), self._reading.traits(target, self.kind).passing
         parsed: Computed = await self.intake.work(size, COMPUTES[self.kind], self.body, passing)
         return Call(
@@ -95,13 +94,7 @@ def routes(reading: Reading, stored: StoredResponses) -> dict[str, Handler]:
 
     def served(kind: Dialect, serve: Serve, *, costs_tokens: bool = True) -> Handler:
         """Return the handler that has a request's body read within its key's limits, and then served."""
-
-        async def handle(request: Incoming) -> Answering:
-            return await entrance.receive(
-                request, kind, lambda body, share: serve(request, body, share), costs_tokens=costs_tokens
-            )
-
-        return handle
+        return partial(entrance.receive, kind, serve, costs_tokens=costs_tokens)
 
     def generation(kind: Dialect) -> Handler:
         return served(kind, lambda request, body, share: GenerationReader(reading, request, kind, body, share).answer())
@@ -128,7 +121,7 @@ def routes(reading: Reading, stored: StoredResponses) -> dict[str, Handler]:
         """Serve a request of OpenAI's newer dialect, whose answer may be stored."""
         plan: Plan | None = None
 
-        async def read(body: bytes, share: Share) -> Answering:
+        async def read(request: Incoming, body: bytes, share: Share) -> Answering:
             nonlocal plan
             plan = await stored.plan(request, body)
             if plan is None:
@@ -142,7 +135,7 @@ def routes(reading: Reading, stored: StoredResponses) -> dict[str, Handler]:
                 raise
             return plan.held.held_by(answering)
 
-        answering = await entrance.receive(request, "responses", read)
+        answering = await entrance.receive("responses", read, request)
         return answering if plan is None else stored.answering(plan, answering, request.id)
 
     return {

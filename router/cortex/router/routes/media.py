@@ -41,7 +41,7 @@ class FormReader(Reader):
     async def parse(self, target: Target) -> Call:
         """Read the request for a target."""
         function, kind, reply = target.function, self.kind, Reply(self.kind)
-        check_dialect(function, kind, self.catalogue.usable(self.caller))
+        check_dialect(function, kind, self.others)
         return Call(
             dialect=kind,
             path=PATHS[kind],
@@ -60,7 +60,7 @@ class MediaReader(JsonReader):
     async def parse(self, target: Target) -> Call:
         """Read the request for a target."""
         function, kind, size = target.function, self.kind, len(self.body)
-        check_dialect(function, kind, self.catalogue.usable(self.caller))
+        check_dialect(function, kind, self.others)
         parsed = await self.intake.work(size, READS[kind], self.body, _passing(function, kind))
         return Call(
             dialect=kind,
@@ -79,20 +79,18 @@ def routes(reading: Reading) -> dict[str, Handler]:
     entrance = reading.entrance
 
     def form(kind: Dialect) -> Handler:
-        async def handle(request: Incoming) -> Answering:
-            return await entrance.receive_form(
-                request, kind, lambda upload, share: FormReader(entrance, request, kind, upload, share).answer()
-            )
-
-        return handle
+        return partial(
+            entrance.receive_form,
+            kind,
+            lambda request, upload, share: FormReader(entrance, request, kind, upload, share).answer(),
+        )
 
     def body(kind: Dialect) -> Handler:
-        async def handle(request: Incoming) -> Answering:
-            return await entrance.receive(
-                request, kind, lambda body, share: MediaReader(reading, request, kind, body, share).answer()
-            )
-
-        return handle
+        return partial(
+            entrance.receive,
+            kind,
+            lambda request, body, share: MediaReader(reading, request, kind, body, share).answer(),
+        )
 
     return {
         PATHS["transcriptions"]: form("transcriptions"),

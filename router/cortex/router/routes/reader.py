@@ -2,12 +2,12 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from cortex.functions.spec import Function
 from cortex.platform.record import Instance
 from cortex.router.access.rate_limits import Share
 from cortex.router.dialects.core import wire
@@ -19,6 +19,7 @@ from cortex.router.live_catalogue import Target
 from cortex.router.model_traits import TraitsCache
 from cortex.router.request.call import Call
 from cortex.router.request.incoming import Incoming
+from cortex.router.request.intake import LARGE
 from cortex.router.request.keep_alive import HEADER, keep_s
 from cortex.router.request.prompt_cache import CacheSalts
 from cortex.router.request.remote_images import RemoteImages
@@ -49,7 +50,8 @@ class Reading:
     async def peek(self, kind: Dialect, body: bytes) -> Peek:
         """Return what a body says before its function is known, with the model's name as the catalogue has it: Ollama's
         clients add a tag."""
-        fields = await self.entrance.intake.work(len(body), wire.peek, body, Peek)
+        size = len(body)
+        fields = wire.peek(body, Peek) if size < LARGE else await self.entrance.intake.work(size, wire.peek, body, Peek)
         if kind in OLLAMA and self.entrance.exchanges.catalogue.get(fields.model) is None:
             return replace(fields, model=untagged(fields.model))
         return fields
@@ -67,14 +69,17 @@ class Reader(ABC):
         self.request, self.kind, self.caller = request, kind, request.caller
         self.intake, self.catalogue = entrance.intake, entrance.exchanges.catalogue
         self._entrance, self._share, self._size = entrance, share, size
-        self._started, self._keep_alive = time.monotonic(), cast(float | str | None, None)
+        self._started = time.monotonic()
+        self._keep_alive: float | str | None = None
 
     async def exchange(self, name: str) -> Answering:
         """Return what serves the request from the function of that name. Raises RequestError."""
         target = self.catalogue.resolve_for(name, self.caller)
         call = await self.parse(target)
-        await self._share.adjust(self._size, call.answers)
-        conversation = await self.conversation(name, call)
+        if self._share.is_limited:
+            await self._share.adjust(self._size, call.answers)
+        has_substitute = self.catalogue.substitute(name, self.caller) is not None
+        conversation = await self.conversation(call) if has_substitute else None
         return self._entrance.exchange_of(
             self.request, target, call, self.parse, name, self.caller, self._started, self._share, conversation
         )
@@ -83,9 +88,13 @@ class Reader(ABC):
     async def parse(self, target: Target) -> Call:
         """Read the request for a target. Raises RequestError for one that its function cannot answer."""
 
-    async def conversation(self, name: str, call: Call) -> Conversation | None:
-        """Return the conversation that a substitute may take part in; None: no substitute may answer."""
+    async def conversation(self, call: Call) -> Conversation | None:
+        """Return the conversation that the name's substitute may take part in; None: it may not answer."""
         return None
+
+    def others(self) -> Iterable[Function]:
+        """Return the functions that the caller may use."""
+        return self.catalogue.usable(self.caller)
 
     def keep_s(self, target: Target) -> float | None:
         """Return how long the request keeps its instance idle, in seconds; None: as long as any other."""

@@ -92,13 +92,14 @@ class ChunkRepair:
             message = choice.message
             if message is None:
                 continue
-            state = _Choice(self._answer_id)
             calls = []
-            for index, call in enumerate(message.tool_calls or ()):
-                call.index = index
-                if corrected := state.repairs(call):
-                    del corrected["index"]
-                calls.append(corrected)
+            if message.tool_calls:
+                state = _Choice(self._answer_id)
+                for index, call in enumerate(message.tool_calls):
+                    call.index = index
+                    if corrected := state.repairs(call):
+                        del corrected["index"]
+                    calls.append(corrected)
             if any(calls) or _lacks_reasoning_content(message) or message.lacks_words:
                 repairs[position] = (False, calls)
         return _rewrite(data, repairs, "message") if repairs else data

@@ -114,6 +114,30 @@ def read(body: bytes, traits: Traits) -> ChatRequest:
     if messages is not None:
         changes["messages"] = msgspec.Raw(wire.encode_parts(messages))
     names = [*result.dropped, *message_fields, *part_fields]
+    if not _CHANGED.isdisjoint(fields):
+        _change(params, fields, traits, changes, dropped, names)
+    client_limit = params.max_tokens if params.max_completion_tokens is None else params.max_completion_tokens
+    limit = traits.limit_per_answer(client_limit, params.n or 1)
+    has_newer = params.max_completion_tokens is not None
+    if limit != client_limit or (has_newer and params.max_tokens is not None):
+        dropped.add("max_completion_tokens")
+        changes["max_tokens"] = raw(limit)
+    if "min_tokens" in fields:
+        _clamp_min_tokens(fields, limit, changes)
+    _fill_in(fields, traits.sampling, changes)
+    if traits.template_kwargs:
+        _fill_in_template(fields, traits, changes)
+    return _build(params, fields, changes, dropped, limit, client_limit is None, names)
+
+
+_CHANGED = frozenset({"response_format", "tools", "tool_choice", "reasoning_effort"})
+"""The fields that `_change` looks at. Most requests have none of them."""
+
+
+def _change(
+    params: _Chat, fields: Fields, traits: Traits, changes: Fields, dropped: set[str], names: list[str]
+) -> None:
+    """Change tools, effort and format to what the worker takes. Raises BadRequest."""
     if params.response_format is not None:
         grammar.check_format(params.response_format.type, msgspec.json.decode(fields["response_format"]))
     if params.tools:
@@ -123,16 +147,6 @@ def read(body: bytes, traits: Traits) -> ChatRequest:
     if params.response_format is not None and params.response_format.type == "json_schema" and not traits.json_schema:
         schema = params.response_format.json_schema
         changes["response_format"] = raw(conversation.json_format((schema and schema.schema) or {}, traits))
-    client_limit = params.max_tokens if params.max_completion_tokens is None else params.max_completion_tokens
-    limit = traits.limit_per_answer(client_limit, params.n or 1)
-    has_newer = params.max_completion_tokens is not None
-    if limit != client_limit or (has_newer and params.max_tokens is not None):
-        dropped.add("max_completion_tokens")
-        changes["max_tokens"] = raw(limit)
-    _clamp_min_tokens(fields, limit, changes)
-    _fill_in(fields, traits.sampling, changes)
-    _fill_in_template(fields, traits, changes)
-    return _build(params, fields, changes, dropped, limit, client_limit is None, names)
 
 
 def _decode(body: bytes) -> tuple[_Chat, Fields, list[str]]:
@@ -161,7 +175,7 @@ def _loosen_tools(
 
 def _clamp_min_tokens(fields: Fields, limit: int | None, changes: Fields) -> None:
     """Reduce `min_tokens` to the limit."""
-    if limit is None or "min_tokens" not in fields:
+    if limit is None:
         return
     min_tokens = msgspec.json.decode(fields["min_tokens"])
     if isinstance(min_tokens, (int, float)) and min_tokens > limit:
@@ -185,7 +199,8 @@ def read_completion(body: bytes, traits: Traits) -> ChatRequest:
     limit = traits.limit_per_answer(client_limit, answers)
     if limit != params.max_tokens:
         changes["max_tokens"] = raw(limit)
-    _clamp_min_tokens(fields, limit, changes)
+    if "min_tokens" in fields:
+        _clamp_min_tokens(fields, limit, changes)
     if "response_format" in fields:
         form = msgspec.json.decode(fields["response_format"])
         grammar.check_format(str(form.get("type")) if isinstance(form, dict) else "", form)
@@ -209,8 +224,8 @@ def _build(
     wants_usage = params.stream_options is not None and bool(params.stream_options.include_usage)
     if params.stream and not wants_usage:
         changes["stream_options"] = raw(_with_usage(fields.get("stream_options")))
-    dropped &= fields.keys()
-    remaining = {name: value for name, value in fields.items() if name not in dropped}
+    if dropped:
+        fields = {name: value for name, value in fields.items() if name not in dropped}
     return ChatRequest(
         model=params.model,
         stream=bool(params.stream),
@@ -219,7 +234,7 @@ def _build(
         usage_is_ours=bool(params.stream) and not wants_usage,
         limit_is_ours=limit_is_ours,
         limit_field="max_completion_tokens" if getattr(params, "max_completion_tokens", None) else "max_tokens",
-        fields=remaining | changes,
+        fields=fields | changes if changes else fields,
         dropped=tuple(names),
         affinity=params.prompt_cache_key or params.user,
     )
@@ -291,7 +306,13 @@ def _change_effort(params: _Chat, traits: Traits, changes: Fields, dropped: set[
         changes["reasoning_effort"] = raw(supported)
 
 
+_NO_SAMPLING = Sampling()
+
+
 def _fill_in(fields: Fields, sampling: Sampling, changes: Fields) -> None:
+    """Set the function's sampling where the client set none."""
+    if sampling == _NO_SAMPLING:
+        return
     for name in Sampling.__struct_fields__:
         value = getattr(sampling, name)
         if value is not None and bytes(fields.get(name, b"null")) == b"null":
@@ -300,11 +321,10 @@ def _fill_in(fields: Fields, sampling: Sampling, changes: Fields) -> None:
 
 def _fill_in_template(fields: Fields, traits: Traits, changes: Fields) -> None:
     """Set the function's variables of the template where the client set none."""
-    if traits.template_kwargs:
-        clients = msgspec.json.decode(fields.get("chat_template_kwargs", b"null")) or {}
-        if not isinstance(clients, dict):
-            raise BadRequest("expected an object", "chat_template_kwargs")
-        changes["chat_template_kwargs"] = raw({**traits.template_kwargs, **clients})
+    clients = msgspec.json.decode(fields.get("chat_template_kwargs", b"null")) or {}
+    if not isinstance(clients, dict):
+        raise BadRequest("expected an object", "chat_template_kwargs")
+    changes["chat_template_kwargs"] = raw({**traits.template_kwargs, **clients})
 
 
 def raw(value: object) -> msgspec.Raw:

@@ -10,11 +10,11 @@ import msgspec
 
 from cortex.router.dialects.chat.answer import ChunkRepair, plain
 from cortex.router.dialects.core import chunks
-from cortex.router.dialects.core.chunks import Plain, Tokens
+from cortex.router.dialects.core.chunks import CHARACTERS_PER_TOKEN, Plain, Tokens
 from cortex.router.dialects.core.errors import Fault, openai_error
 from cortex.router.dialects.core.sse import Event, comment, encode_data
 from cortex.router.dialects.core.stream import DONE, FrameStream, is_empty
-from cortex.router.dialects.core.template import Around, Template, rough_tokens
+from cortex.router.dialects.core.template import Around, ChunkForm, Template, rough_tokens
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +47,7 @@ class ChatStream(FrameStream):
         """Of the choices of a completion: llama.cpp counts each prompt by itself."""
         self._around: Around | None = None
         """The client's bytes around the text of the template."""
+        self._chunk_form: ChunkForm | None = None
         self._started: set[int] = set()
         self._ended: set[int] = set()
 
@@ -67,18 +68,14 @@ class ChatStream(FrameStream):
 
     def feed_chunk(self, chunk: bytes) -> bytes:
         """Relay a chunk of HTTP as it is framed, if a template has the event in it; else return nothing."""
-        template, around = self._template, self._around
-        if template is None or around is None or self.over or not self._frames.is_between:
+        form = self._chunk_form
+        if form is None or self.over or not self._is_between:
             return b""
-        text = template.text_in_chunk(chunk)
-        if not text:
-            return b""
-        self._templates = 0
-        self.rough_tokens += rough_tokens(text)
-        if around == template.around:
-            return chunk
-        before, after = around
-        return b"%x\r\n%b%b%b\r\n" % (len(before) + len(text) + len(after), before, text, after)
+        output, size = form.pass_on(chunk)
+        if output:
+            self._templates = 0
+            self.rough_tokens += size // CHARACTERS_PER_TOKEN or 1
+        return output
 
     def _relay_texts(self, template: Template, texts: list[bytes], data: bytes, out: list[bytes]) -> None:
         self.rough_tokens += sum(map(rough_tokens, texts))
@@ -110,8 +107,9 @@ class ChatStream(FrameStream):
         output = chunks.replace_model(self._repair.piece(chunk, data), chunk.model, self._reply.model)
         out.append(encode_data(output))
         if template := self._decoded(chunk, frame.data):
-            self._around = template.around_in(output)
-            if self._around is None:
+            self._around = around = template.around_in(output)
+            self._chunk_form = None if around is None else ChunkForm(template.around, around)
+            if around is None:
                 self._template = None
 
     def _relay_last(self, frame: Event, out: list[bytes]) -> None:

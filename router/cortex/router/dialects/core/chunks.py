@@ -203,7 +203,9 @@ def total(usages: Iterable[Usage]) -> Tokens:
 
 def count(tokens: int | None) -> int:
     """Return a worker's count of tokens, within bounds."""
-    return min(max(0, tokens or 0), MOST_TOKENS)
+    if not tokens or tokens < 0:
+        return 0
+    return tokens if tokens < MOST_TOKENS else MOST_TOKENS
 
 
 CHARACTERS_PER_TOKEN = 4

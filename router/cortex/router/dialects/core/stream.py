@@ -88,6 +88,8 @@ class FrameStream(ABC):
         self.over = False
         self.rough_tokens = 0
         self._frames = SSEDecoder()
+        self._is_between = True
+        """Whether the next byte begins a frame."""
         self._template: Template | None = None
         self._templates = 0
         """Templates since one last matched."""
@@ -99,7 +101,7 @@ class FrameStream(ABC):
         out: list[bytes] = []
         template = self._template
         try:
-            if template is not None and self._frames.is_between and (texts := template.texts(data)):
+            if template is not None and self._is_between and (texts := template.texts(data)):
                 self._templates = 0
                 self._relay_texts(template, texts, data, out)
                 return b"".join(out)
@@ -107,6 +109,7 @@ class FrameStream(ABC):
                 self._relay(frame, out)
                 if self.over:
                     break
+            self._is_between = self._frames.is_between
         except BadAnswer as error:
             out.append(self.fail(error.fault()))
         return b"".join(out)

@@ -29,12 +29,11 @@ Around = tuple[bytes, bytes]
 class Template:
     """A worker's chunk, and the bytes around its text."""
 
-    __slots__ = ("_after", "_chunk", "_least", "_name", "_owner", "_text", "around")
+    __slots__ = ("_chunk", "_least", "_name", "_owner", "_text", "around")
 
     def __init__(self, around: Around, chunk: Chunk, owner: msgspec.Struct, name: str, text: str) -> None:
         """The chunk's text is the field `name` of `owner`, a part of the chunk."""
         self.around, self._least = around, len(around[0]) + len(around[1])
-        self._after = around[1] + _LINE_END
         self._chunk, self._owner, self._name, self._text = chunk, owner, name, text
 
     def texts(self, data: bytes) -> list[bytes]:
@@ -58,18 +57,6 @@ class Template:
             at = end
         return texts
 
-    def text_in_chunk(self, data: bytes) -> bytes:
-        """Return the text of the frame that is one whole chunk of HTTP (RFC 9112, 7.1), framing included. Empty, for
-        anything else and for texts that are not plain ASCII."""
-        before, after = self.around[0], self._after
-        at = data.find(b"\n") + 1
-        if not (data.startswith(before, at) and data.endswith(after)):
-            return b""
-        text = data[at + len(before) : -len(after)]
-        if text.translate(None, _PLAIN) or data[:at] != b"%x\r\n" % (len(data) - at - len(_LINE_END)):
-            return b""
-        return text
-
     def chunk(self, text: bytes) -> Chunk:
         """Return the chunk with one of the `texts`. It is the same object each time."""
         setattr(self._owner, self._name, _decode(b'"%b"' % text))
@@ -79,6 +66,55 @@ class Template:
         """Return the bytes around the text in the frame of another form of the chunk; None unless the text is there
         once."""
         return _around(json, self._name.encode(), _encode(self._text))
+
+
+class ChunkForm:
+    """The form of whole chunks of HTTP (RFC 9112, 7.1) that have one frame of a template each, framing included, and
+    what they become for a client whose frames have other bytes around the text."""
+
+    __slots__ = ("_client", "_heads", "_tail", "_worker")
+
+    def __init__(self, worker: Around, client: Around) -> None:
+        self._worker, self._client, self._tail = worker, client, worker[1] + _LINE_END
+        self._heads: dict[int, tuple[bytes, bytes]] = {}
+        """What a chunk begins with, here and at the client, by its size."""
+
+    def pass_on(self, chunk: bytes) -> tuple[bytes, int]:
+        """Return the client's chunk, and the length of its text. Nothing, for any other chunk and for texts that are
+        not plain ASCII."""
+        heads = self._heads.get(len(chunk)) or self._heads_of(len(chunk))
+        head, client_head = heads
+        tail = self._tail
+        if not (chunk.startswith(head) and chunk.endswith(tail)):
+            return _NOTHING
+        text = chunk[len(head) : -len(tail)]
+        if text.translate(None, _PLAIN):
+            return _NOTHING
+        return chunk if client_head is head else b"".join((client_head, text, self._client[1], _LINE_END)), len(text)
+
+    def _heads_of(self, size: int) -> tuple[bytes, bytes]:
+        """Return what a chunk of a size begins with if it is of this form."""
+        before, after = self._worker
+        for digits in range(1, 8):
+            frame = size - digits - 2 * len(_LINE_END)
+            text = frame - len(before) - len(after)
+            if text > 0 and len(b"%x" % frame) == digits:
+                break
+        else:
+            return _NO_HEADS
+        head = client_head = b"%x\r\n%b" % (frame, before)
+        if self._client != self._worker:
+            client_head = b"%x\r\n%b" % (len(self._client[0]) + text + len(self._client[1]), self._client[0])
+        if len(self._heads) >= _SIZES:
+            self._heads.clear()
+        self._heads[size] = head, client_head
+        return head, client_head
+
+
+_NOTHING = b"", 0
+_NO_HEADS = b"\0", b""
+"""No chunk begins with it."""
+_SIZES = 256
 
 
 def template_of(chunk: Chunk, data: bytes) -> Template | None:
