@@ -36,18 +36,18 @@ HEADER = f"00-{TRACE}-{PARENT}-01".encode()
     ],
 )
 def test_only_a_valid_traceparent_is_forwarded(value: bytes, valid: bool) -> None:
-    assert trace_headers([(b"traceparent", value)]) == ({"traceparent": value.decode()} if valid else {})
+    assert trace_headers({b"traceparent": value}) == ({"traceparent": value.decode()} if valid else {})
 
 
 def test_tracestate_is_forwarded_only_with_traceparent() -> None:
-    state = (b"tracestate", b"vendor=1")
+    state = {b"tracestate": b"vendor=1"}
 
-    assert trace_headers([(b"traceparent", HEADER), state]) == {
+    assert trace_headers({b"traceparent": HEADER, **state}) == {
         "traceparent": HEADER.decode(),
         "tracestate": "vendor=1",
     }
-    assert trace_headers([state]) == {}
-    assert "tracestate" not in trace_headers([(b"traceparent", HEADER), (b"tracestate", b"a=" + b"x" * 600)])
+    assert trace_headers(state) == {}
+    assert "tracestate" not in trace_headers({b"traceparent": HEADER, b"tracestate": b"a=" + b"x" * 600})
 
 
 def test_without_an_endpoint_headers_are_forwarded_without_the_sdk() -> None:
@@ -55,7 +55,7 @@ def test_without_an_endpoint_headers_are_forwarded_without_the_sdk() -> None:
     blocked = "import sys; sys.modules['opentelemetry'] = None; import cortex.router.app"
 
     pass_through = tracing(Settings())
-    headers = pass_through.start(request_record, [(b"traceparent", HEADER)])
+    headers = pass_through.start(request_record, {b"traceparent": HEADER})
 
     assert isinstance(pass_through, PassThroughTracing)
     assert headers == {"traceparent": HEADER.decode()}
@@ -97,7 +97,7 @@ def test_a_request_is_exported_as_a_span_below_the_callers(
     exporter = OtlpTracing(Settings(tracing=TracingSettings(endpoint=url, service="router")))
     request_record = a_finished(status=502, fault="worker_error", host="here", cold=True)
 
-    headers = exporter.start(request_record, [(b"traceparent", HEADER)])
+    headers = exporter.start(request_record, {b"traceparent": HEADER})
     exporter.finish(request_record)
     exporter.close()
 

@@ -212,7 +212,7 @@ class SimulatedRouter:
             Admission(self.view, self._activator, in_flight),
             upstream.Upstream(keys_of, self.view.unsure),
             self._deaths,
-            RequestRecords([each(self._decision_log.note_request)]),
+            RequestRecords([each(self._deaths.open_requests.finished), each(self._decision_log.note_request)]),
             PassThroughTracing(),
             Substitutes(start_history.History(own)),
             AdapterLoads(self.view, agents),

@@ -156,7 +156,12 @@ class _RouterWorker:
             self.request_metrics.count_cost,
         )
         self.request_records = RequestRecords(
-            [each(self.request_metrics.count), self.device_uses.finished, each(self.tracer.finish)],
+            [
+                each(self.request_metrics.count),
+                self.device_uses.finished,
+                each(self.tracer.finish),
+                each(lambda request_record: self.deaths.open_requests.finished(request_record)),
+            ],
             [
                 each(lambda request_record: self.traffic.add(request_record, time.time())),
                 request_log.note,

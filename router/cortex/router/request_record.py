@@ -58,6 +58,7 @@ class RequestRecord:
         "read_s",
         "restored",
         "rough_tokens",
+        "sent_at",
         "span",
         "status",
         "streams",
@@ -80,7 +81,7 @@ class RequestRecord:
         self.key = ""
         self.span: object = None
         self.queued_s = self.choose_s = self.translate_s = self.gaps_s = 0.0
-        self.first = self.last = self.ended = 0.0
+        self.first = self.last = self.ended = self.sent_at = 0.0
         self.pieces = self.status = 0
         self.tokens_in = self.tokens_out = self.cached = self.rough_tokens = 0
         self.restored = 0

@@ -7,7 +7,7 @@ attributes describe how the request was served, never its content.
 
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 import structlog
@@ -23,7 +23,8 @@ PARENT_MOST = 256
 STATE_MOST = 512
 """Maximum bytes of `tracestate`: the minimum that the standard requires to forward."""
 
-Headers = Iterable[tuple[bytes, bytes]]
+Headers = Mapping[bytes, bytes]
+"""By name in lower case."""
 
 
 class Tracing(Protocol):
@@ -44,16 +45,12 @@ class Tracing(Protocol):
 
 def trace_headers(headers: Headers) -> dict[str, str]:
     """Return the caller's valid trace headers; empty if there are none."""
-    parent = state = b""
-    for name, value in headers:
-        if name == b"traceparent" and len(value) <= PARENT_MOST:
-            parent = value
-        elif name == b"tracestate" and len(value) <= STATE_MOST:
-            state = value
-    if not parent or not _PARENT.fullmatch(parent) or parent.startswith(b"ff"):
+    parent = headers.get(b"traceparent")
+    if not parent or len(parent) > PARENT_MOST or not _PARENT.fullmatch(parent) or parent.startswith(b"ff"):
         return {}
     forwarded = {"traceparent": parent.decode("ascii")}
-    if state and state.isascii() and state.decode().isprintable():
+    state = headers.get(b"tracestate", b"")
+    if state and len(state) <= STATE_MOST and state.isascii() and state.decode().isprintable():
         forwarded["tracestate"] = state.decode()
     return forwarded
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from cortex.router.request.open_requests import WORTH_REPORTING_S, OpenRequests
+from cortex.router.request.open_requests import MOST_TIMES, WORTH_REPORTING_S, OpenRequests
 from cortex.router.request.upstream import Broken
 from cortex.router.request_record import RequestRecord
 
@@ -68,3 +68,16 @@ def test_instances_that_are_gone_are_forgotten() -> None:
 
     assert not silent(open_requests, ())
     assert not silent(open_requests)
+
+
+def test_a_silence_is_reported_with_the_usual_time_to_a_first_byte() -> None:
+    open_requests = OpenRequests()
+    for _ in range(3 * MOST_TIMES):
+        record = a_request_record()
+        with open_requests.sent("one", record):
+            record.first = time.monotonic() + 2.0
+        open_requests.finished(record)
+    with open_requests.sent("one", a_request_record()):
+        silences = open_requests.silences(time.monotonic() + LATER_S, ("one",))
+
+    assert silences["one"].usual_s == pytest.approx(2.0, rel=0.1)

@@ -13,9 +13,10 @@ would let it read; and a Host name that DNS rebinding points at loopback is reje
 
 import time
 from collections.abc import Callable, Container, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import structlog
+from msgspec import Struct
 
 from cortex.platform.api_keys import ANONYMOUS, Principal, Right, anonymous, for_batch
 from cortex.platform.serving.address import is_loopback, is_loopback_name
@@ -45,7 +46,7 @@ LOG_INTERVAL_S = 1.0
 """Minimum time between two log entries about rejected requests, so that a client cannot fill the disk."""
 
 
-class Credentials(NamedTuple):
+class Credentials(Struct, frozen=True):
     """A request's credentials and origin. A key in a header takes precedence over a session cookie."""
 
     secret: str = ""

@@ -8,8 +8,9 @@ serves the request.
 import asyncio
 import enum
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import NoReturn
 
 from msgspec.structs import replace
@@ -103,7 +104,7 @@ class Exchange:
         name: str = "",
         read_s: float = 0.0,
         parse: Parse | None = None,
-        headers: Iterable[tuple[bytes, bytes]] = (),
+        headers: Mapping[bytes, bytes] = MappingProxyType({}),
         conversation: Conversation | None = None,
     ) -> None:
         """`call` is the request as `parse` reads it for the target; without `parse` it fits every target. With a

@@ -86,8 +86,11 @@ class OpenRequests:
                 silences[instance] = Silence(for_s=round(silent_s, 1), usual_s=latency.percentile(usual, 0.95) or 0.0)
         return silences
 
-    def note_first(self, function: str, seconds: float) -> None:
-        """Count a time from sending to the first byte."""
+    def finished(self, record: RequestRecord) -> None:
+        """Count the time from sending to the first byte of a finished request."""
+        function, seconds = record.function, record.first - record.sent_at
+        if not record.sent_at or seconds <= 0:
+            return
         usual = self._usual.get(function)
         if usual is None:
             usual = self._usual[function] = {}
@@ -116,8 +119,7 @@ class _Open:
             error.sent_at = sent_at
             self._open_requests.lose(self._instance)
         del entry.live[id(record)]
-        if record.first > sent_at:
-            self._open_requests.note_first(record.function, record.first - sent_at)
+        record.sent_at = sent_at
         if not isinstance(error, _UNANSWERED):
             entry.progress_at = time.monotonic()
         elif record.last > sent_at:

@@ -81,7 +81,7 @@ class Entrance:
             name=name,
             read_s=time.monotonic() - started,
             parse=parse,
-            headers=request.headers.items(),
+            headers=request.headers,
             conversation=conversation,
         )
         return share.wrap(exchange, exchange.request_record)

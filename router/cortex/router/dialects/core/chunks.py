@@ -180,14 +180,14 @@ def tokens(usage: Usage | None, prompt_tokens: int | None = None) -> Tokens:
     """Return the worker's usage within bounds; without it, the prompt's tokens alone."""
     if usage is None:
         return Tokens(input=prompt_tokens or 0)
-    prompt = usage.prompt_tokens_details or PromptDetails()
-    completion = usage.completion_tokens_details or CompletionDetails()
+    prompt, completion = usage.prompt_tokens_details, usage.completion_tokens_details
+    reasoning = None if completion is None else completion.reasoning_tokens
     return Tokens(
         input=count(usage.prompt_tokens),
-        cached=count(prompt.cached_tokens),
-        written=count(prompt.cache_write_tokens),
+        cached=0 if prompt is None else count(prompt.cached_tokens),
+        written=0 if prompt is None else count(prompt.cache_write_tokens),
         output=count(usage.completion_tokens),
-        reasoning=None if completion.reasoning_tokens is None else count(completion.reasoning_tokens),
+        reasoning=None if reasoning is None else count(reasoning),
     )
 
 

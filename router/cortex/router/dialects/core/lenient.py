@@ -39,7 +39,8 @@ def decode(data: bytes, decoder: "msgspec.json.Decoder[T]") -> tuple[T, bytes]:
 
     Raises what the decoder raises for data that is no JSON to a lenient parser either, or has another shape.
     """
-    data = repair_text(data)
+    if b"\\" in data or not data.isascii():
+        data = repair_text(data)
     try:
         return decoder.decode(data), data
     except _ERRORS:
