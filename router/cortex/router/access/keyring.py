@@ -30,6 +30,8 @@ class KeyRing:
         self._registry = registry
         self._table: dict[str, Principal] = {}
         self._local = {digest(local): LOCAL} if local else {}
+        self._digests: dict[str, str] = {}
+        """Of the keys that were used since the last refresh: a digest costs more than the rest of the lookup."""
         self.loaded = False
         """Whether the record has been read once; before that, "no key exists" cannot be concluded."""
         self.has_keys = False
@@ -42,7 +44,14 @@ class KeyRing:
 
     def find(self, secret: str) -> Principal | None:
         """Return the principal of a key; None if it is unknown or has expired."""
-        return self.by_digest(digest(secret))
+        return self.by_digest(self._digests.get(secret) or self._digest(secret))
+
+    def _digest(self, secret: str) -> str:
+        """Return a key's digest, and remember it until the next refresh if the key is known."""
+        key = digest(secret)
+        if key in self._table or key in self._local:
+            self._digests[secret] = key
+        return key
 
     def by_digest(self, key: str) -> Principal | None:
         """Return the principal of a key's digest; None if it is unknown or has expired."""
@@ -68,7 +77,7 @@ class KeyRing:
     async def refresh(self) -> None:
         """Read all keys now. Raises RecordUnavailable."""
         keys = await self._registry.api_keys.all()
-        self._table = {k.digest: principal(k) for k in keys}
+        self._table, self._digests = {k.digest: principal(k) for k in keys}, {}
         self.loaded = True
         self.has_keys = self.has_keys or bool(keys)
 
