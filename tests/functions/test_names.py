@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tests.support  # noqa: F401
-from cortex.functions.names import LONGEST, did_you_mean, fault_in, nearest, slug
+from cortex.functions.names import LONGEST, did_you_mean, fault_in, listed, nearest, slug
 
 CANDIDATES = ("Qwen/Qwen3-8B", "Qwen/Qwen3-32B", "meta-llama/Llama-3.1-8B", "cortex/demo")
 
@@ -93,3 +93,10 @@ def test_a_slug_is_one_safe_path_segment(name: str) -> None:
 @pytest.mark.parametrize(("first", "second"), [("a/b", "a-b"), ("a/b", "a b"), ("..", "..."), ("é", "è")])
 def test_different_names_have_different_slugs(first: str, second: str) -> None:
     assert slug(first) != slug(second)
+
+
+@pytest.mark.parametrize(
+    ("names", "text"), [((), ""), (("a",), "a"), (("a", "b"), "a and b"), (("a", "b", "c"), "a, b and c")]
+)
+def test_several_names_read_as_a_list(names: tuple[str, ...], text: str) -> None:
+    assert listed(names) == text

@@ -47,6 +47,14 @@ def test_a_decision_of_a_placement_has_the_free_memory_before_it() -> None:
     assert result["devices"] == [{"id": "gpu-0", "budget_mb": 10_000, "foreign_mb": 0, "free_mb": 6000}]
 
 
+def test_a_refusal_while_one_leaves_and_another_comes_has_no_negative_memory() -> None:
+    leaves, comes = an_instance("one", memory_mb=8000), an_instance("two", memory_mb=8000, state=State.PLACING)
+
+    result = inputs_of(Decision(DecisionKind.REFUSED, "f", "", "does not fit"), a_host(leaves, comes), None, 100.0)
+
+    assert result["devices"][0]["free_mb"] == 0
+
+
 def test_a_decision_of_a_failure_has_its_kind_and_the_time_of_the_retry() -> None:
     from cortex.platform.scheduling.failures import Failures, Incident
 

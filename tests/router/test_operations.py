@@ -6,6 +6,7 @@ from typing import Any, cast
 import pytest
 from msgspec.structs import replace
 
+from cortex.functions.catalogue import Catalogue
 from cortex.functions.lifecycle import State
 from cortex.platform.agent_messages import Accepted
 from cortex.platform.fleet import Fleet
@@ -33,6 +34,7 @@ class Stage:
         self.away: set[str] = set()
         self.has_room = True
         self.cooled: list[str] = []
+        self.sent: list[tuple[str, Catalogue]] = []
         self.moves: list[tuple[str, str]] = []
 
     async def fleet(self, now: float) -> Fleet:
@@ -49,6 +51,11 @@ class Stage:
             raise AgentUnavailable("no answer")
         self.cooled.append(host.name)
         return [i.id for i in host.instances if i.function == function]
+
+    async def send_catalogue(self, host: HostRecord, catalogue: Catalogue, digest: str) -> None:
+        if host.name in self.away:
+            raise AgentUnavailable("no answer")
+        self.sent.append((host.name, catalogue))
 
     async def drain(self, host: HostRecord) -> list[str]:
         return [i.id for i in host.instances]
@@ -106,6 +113,17 @@ async def test_an_override_that_leaves_min_above_max_is_rejected_and_changes_not
         await stage.operations.override("f", min=3)
 
     assert stage.catalogue.resolve("f").function == function
+
+
+async def test_a_pinned_function_is_pinned_at_its_hosts_before_the_command_ends(tmp_path: Path) -> None:
+    elsewhere = replace(a_host(an_instance("two", function="g")), name="elsewhere")
+    away = replace(a_host(an_instance("three", function="f")), name="away")
+    stage = Stage(tmp_path, away, a_host(an_instance("one", function="f")), elsewhere)
+    stage.away = {"away"}
+
+    await stage.operations.override("f", pinned=True)
+
+    assert [(host, catalogue.functions["f"].pinned) for host, catalogue in stage.sent] == [("host-a", True)]
 
 
 async def test_an_override_applies_at_once_and_adds_to_the_earlier_ones(tmp_path: Path) -> None:

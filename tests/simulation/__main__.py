@@ -21,6 +21,8 @@ WITHIN = 500
 """Each broken variant must be found within this number of seeds."""
 MOST = 1e6
 """The largest `--active-s` and `--rate`."""
+FUNCTIONS, RATE = 10_000, 500.0
+"""Without `--functions` and `--rate`."""
 FAILURES_SHOWN = 5
 TRACE_LINES = 40
 
@@ -49,22 +51,22 @@ def main(argv: list[str] | None = None) -> int:
 def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="just simulate", description=__doc__)
     parser.add_argument("--seed", type=_whole, help="run one seed, show its trace, and shrink it if it fails")
-    parser.add_argument("--seeds", type=_whole, default=SEEDS, help=f"how many seeds to run (default {SEEDS})")
+    parser.add_argument("--seeds", type=_count, default=SEEDS, help=f"how many seeds to run (default {SEEDS})")
     parser.add_argument("--first", type=_whole, default=0, help="the first seed (default 0)")
     parser.add_argument(
         "--active-s", type=_positive, default=ACTIVE_S, help="virtual seconds of load and faults per seed"
     )
-    parser.add_argument("--jobs", type=_whole, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    parser.add_argument("--jobs", type=_count, default=os.cpu_count() or 1, help="processes (default: one per core)")
     parser.add_argument("--variant", choices=sorted(VARIANTS), default="", help="run a deliberately broken variant")
     parser.add_argument("--variants", action="store_true", help=f"show that each variant is found in {WITHIN} seeds")
     scale = parser.add_argument_group("cost of a large record", "a real router's parts against a real Redis, no seeds")
-    scale.add_argument("--hosts", type=_whole, default=0, help="how many hosts the record has")
-    scale.add_argument("--functions", type=_whole, default=10_000, help="how many functions (default 10000)")
-    scale.add_argument("--rate", type=_positive, default=500.0, help="cold functions requested a second (default 500)")
+    scale.add_argument("--hosts", type=_count, help="how many hosts the record has")
+    scale.add_argument("--functions", type=_count, help=f"how many functions (default {FUNCTIONS})")
+    scale.add_argument("--rate", type=_positive, help=f"cold functions requested a second (default {RATE:g})")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args(argv)
-    if options.hosts and not options.functions:
-        parser.error("--functions must be more than 0")
+    if not options.hosts and (options.functions or options.rate):
+        parser.error("--functions and --rate measure a large record: add --hosts N")
     return options
 
 
@@ -72,6 +74,13 @@ def _whole(text: str) -> int:
     number = int(text) if text.removeprefix("-").isdecimal() else -1
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return number
+
+
+def _count(text: str) -> int:
+    number = _whole(text) if text.isdecimal() else 0
+    if not number:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return number
 
 
@@ -136,7 +145,7 @@ def _declared(function: Function) -> str:
 def _scale(options: argparse.Namespace) -> int:
     from tests.simulation.scale import measure
 
-    figures = measure(options.hosts, options.functions, options.rate)
+    figures = measure(options.hosts, options.functions or FUNCTIONS, options.rate or RATE)
     print(json.dumps(to_builtins(figures), indent=2) if options.json else figures.text())
     return 0
 

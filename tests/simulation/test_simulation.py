@@ -120,9 +120,11 @@ def test_a_failing_scenario_shrinks_to_what_it_needs() -> None:
     [
         ["--seed", "-1"],
         ["--seeds", "x"],
+        ["--seeds", "0"],
         ["--variant", "unknown"],
         ["--rate", "0"],
         ["--hosts", "-5"],
+        ["--hosts", "0"],
         ["--active-s", "nan"],
         ["--active-s", "-1"],
     ],
@@ -133,3 +135,13 @@ def test_a_wrong_argument_is_refused(arguments: list[str], capsys: pytest.Captur
 
     assert refused.value.code == 2
     assert arguments[1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--functions", "5"], ["--rate", "5"]])
+def test_the_size_of_a_record_without_hosts_is_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(arguments)
+
+    assert (refused.value.code, "add --hosts N" in capsys.readouterr().err) == (2, True)

@@ -1,9 +1,9 @@
-"""Names of functions and aliases: which are valid, and which valid name a wrong one resembles."""
+"""Names of functions and aliases: which are valid, which valid name a wrong one resembles, and several as text."""
 
 import difflib
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 LONGEST = 200
 """Characters in an id or alias. HuggingFace allows 96 + 1 + 96; the limit keeps the search for similar names cheap."""
@@ -32,6 +32,11 @@ def slug(name: str) -> str:
     if safe and safe == name:
         return safe
     return f"{safe or 'function'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as a list in a sentence: `a, b and c`."""
+    return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
 
 
 def nearest(name: str, candidates: Iterable[str], *, most: int = 3, cutoff: float = 0.55) -> list[str]:

@@ -107,7 +107,7 @@ def _place_in_line(function: str, host: HostRecord, now: float) -> dict[str, Any
 
 def _device(device: Device, host: HostRecord, but: str = "") -> dict[str, Any]:
     admitted = sum(i.held_mb for i in host.instances if device.id in i.devices and i.id != but)
-    free = device.budget_mb - admitted - device.foreign_mb
+    free = max(0, device.budget_mb - admitted - device.foreign_mb)  # what leaves and what comes are both admitted
     return {"id": device.id, "budget_mb": device.budget_mb, "foreign_mb": device.foreign_mb, "free_mb": free}
 
 

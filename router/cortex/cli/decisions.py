@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from cortex.cli.client import Router
 from cortex.cli.exits import NOT_FOUND, Failed
+from cortex.cli.fn import progress_text
 from cortex.cli.names import FUNCTION
 from cortex.cli.tables import ago, console, table
 from cortex.cli.visible import echo, echo_json
@@ -44,7 +45,7 @@ def why(subject: str, limit: int, as_json: bool) -> None:
     out = console()
     out.print(f"{function.id}: {function.state}", markup=False)
     for i in function.instances:
-        out.print(f"  {i.id} on {i.host}: {i.state}" + _leaving(i, function.now), markup=False)
+        out.print(f"  {i.id} on {i.host}: {progress_text(i, function.now)}" + _leaving(i, function.now), markup=False)
     for wait in function.in_line:
         out.print(f"  it {wait}", markup=False)
     if function.failure:

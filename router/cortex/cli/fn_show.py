@@ -45,6 +45,7 @@ def show(name: str, as_json: bool) -> None:
         "hours change in": _until(function.hours_change, function.now),
         "set at run time": ", ".join(function.overridden),
         "in flight": f"{function.in_flight}, {function.waiting} waiting",
+        "in line": "; ".join(f"it {wait}" for wait in function.in_line),
         "last used": ago(function.last_used),
         "last five minutes": _recent(recent),
         "last start": _start(function.last_start),

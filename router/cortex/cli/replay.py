@@ -12,7 +12,7 @@ from rich.progress import Progress
 from cortex.cli.client import Router
 from cortex.cli.durations import Span
 from cortex.cli.exits import NOT_FOUND, Failed
-from cortex.cli.tables import console, print_rows, span
+from cortex.cli.tables import console, counted, print_rows, span
 from cortex.cli.visible import echo, echo_json
 from cortex.cli.what_if.fleet import ReplayFleet
 from cortex.cli.what_if.past import Measured, Past, Tally, read_past
@@ -117,7 +117,7 @@ def _catalogue(path: Path) -> Catalogue:
     try:
         return load(path, strict=True)
     except CatalogueError as error:
-        raise Failed(str(error), hint=f"{len(error.problems)} problems in {path}") from None
+        raise Failed(str(error), hint=f"{counted(len(error.problems), 'problem')} in {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise Failed(f"{path}: cannot be read: {error}", hint="`--models FILE` names a catalogue.") from None
 

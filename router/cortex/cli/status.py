@@ -5,7 +5,7 @@ import rich_click as click
 from cortex.cli.browser import open_page
 from cortex.cli.client import Router, api_key
 from cortex.cli.fn import state
-from cortex.cli.tables import ago, console, print_rows
+from cortex.cli.tables import ago, console, counted, print_rows
 from cortex.cli.visible import echo, echo_json
 from cortex.router.api_types import HostView
 
@@ -41,11 +41,13 @@ def status(as_json: bool, opens: bool) -> None:
         columns = ("HOST", "DEVICE", "MEMORY MIB", "IN USE BY CORTEX", "INSTANCES", "SEEN")
         print_rows(columns, rows, optional=("SEEN", "DEVICE"))
     warm = [f for f in functions if f.state != "cold"]
-    count = f"{len(functions)} function{'s' * (len(functions) != 1)}"
-    out.print(f"{count}, {len(warm)} not cold{':' * bool(warm)}", markup=False)
+    out.print(f"{counted(len(functions), 'function')}, {len(warm)} not cold{':' * bool(warm)}", markup=False)
     for f in warm:
         waiting = f", {f.waiting} waiting" if f.waiting else ""
         out.print(f"  {f.id}: {state(f)}, {f.in_flight} in flight{waiting}", markup=False)
+    for f in (f for f in functions if f.state == "cold" and f.waiting):
+        why = f": it {f.in_line[0]}" if f.in_line else ""
+        out.print(f"  {f.id}: cold, {f.waiting} waiting{why}", markup=False)
 
 
 def _instances(host: HostView, device: str) -> str:

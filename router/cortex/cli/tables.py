@@ -124,6 +124,11 @@ def print_unavailable(away: Mapping[str, str]) -> None:
         echo(f"{host} did not answer: {why}", err=True)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things: `1 function`, `2 aliases`."""
+    return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
+
+
 def ago(at: float | None) -> str:
     """Format the age of a time."""
     return "-" if not at else f"{span(max(0.0, time.time() - at))} ago"

@@ -1,5 +1,6 @@
 """What operators do to functions and hosts: warm, cool, override, forget, cordon, drain."""
 
+import contextlib
 import time
 
 from msgspec.structs import replace
@@ -67,7 +68,17 @@ class Operations:
         await self._registry.override(function.id, settings)
         await self._view.refresh()
         self._catalogue.override(self._view.fleet.overrides)
-        return self._catalogue.resolve(function.id).function
+        target = self._catalogue.resolve(function.id)
+        await self._send_settings(target.base.id)
+        return target.function
+
+    async def _send_settings(self, function: str) -> None:
+        """Send the catalogue to the hosts of a function: an instance that is pinned must not be closed meanwhile. An
+        agent that is away gets it with the next sweep."""
+        hosts = self._view.fleet.hosts.values() if self._catalogue.is_deliberate else ()
+        for host in [h for h in hosts if any(i.function == function for i in h.instances)]:
+            with contextlib.suppress(AgentUnavailable):
+                await self._agents.send_catalogue(host, self._catalogue.hosted, self._catalogue.digest)
 
     async def forget(self, name: str) -> tuple[str, int, list[str]]:
         """Delete a function's measurements, for all revisions, and its failures with their back-off.

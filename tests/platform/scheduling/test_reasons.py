@@ -14,7 +14,7 @@ from tests.support.factories import an_instance
     [
         (DrainReason.IDLE, "", "idle"),
         (DrainReason.EVICTED, "org/next", "evicted for org/next"),
-        (DrainReason.TURN, "org/next", "evicted for org/next"),
+        (DrainReason.TURN, "org/next", "closed for the turn of org/next"),
         (DrainReason.MOVED, "gpu-0, gpu-1", "moved to gpu-0, gpu-1"),
     ],
 )

@@ -301,7 +301,7 @@ def test_a_turn_names_only_instances_and_none_before_its_time(
     for n, (priority, waited_s) in enumerate(before):
         other = a_waiter(f"w{n}", since=NOW - waited_s, priority=priority)
         ahead.append(replace(other, turn=next_turn(other, with_reservations(host, ahead), use, functions, NOW)))
-        functions[reservation_id(other)] = other.function
+        functions[reservation_id(other.need.function)] = other.function
     waiter = a_waiter(devices=devices, priority=2)
 
     turn = next_turn(waiter, with_reservations(host, ahead), use, functions, NOW)

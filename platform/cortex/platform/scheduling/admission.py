@@ -125,9 +125,9 @@ def turn_of(state: HostState, waiter: Waiter, now: float, returning: Instance | 
     if state.cordoned:
         return None
     ahead = state.line.ahead_of(waiter)
-    functions = {**state.functions, **{reservation_id(w): w.function for w in ahead}}
+    functions = {**state.functions, **{reservation_id(w.need.function): w.function for w in ahead}}
     starts = {i.id: start_s(state, i.revision) for i in state.instances.values()}
-    starts |= {reservation_id(w): w.start_s for w in ahead}
+    starts |= {reservation_id(w.need.function): w.start_s for w in ahead}
     record = without_spares(state, state.record())
     host, strategy = _without(returning, with_reservations(record, ahead)), state.rules.strategy
     return next_turn(waiter, host, state.use(), functions, now, strategy=strategy, starts=starts)

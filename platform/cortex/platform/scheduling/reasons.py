@@ -57,8 +57,10 @@ MAY_PARK = FOR_ROOM | {DrainReason.IDLE, DrainReason.REHEARSAL, DrainReason.COOL
 def drain_text(reason: DrainReason, detail: str = "") -> str:
     """Return a reason as text: `detail` is the function that needs the room, or the devices it moves to."""
     match reason:
-        case DrainReason.EVICTED | DrainReason.TURN:
+        case DrainReason.EVICTED:
             return f"evicted for {detail}"
+        case DrainReason.TURN:
+            return f"closed for the turn of {detail}"
         case DrainReason.MOVED:
             return f"moved to {detail}"
         case DrainReason.UPGRADED:

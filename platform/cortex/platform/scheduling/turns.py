@@ -205,14 +205,14 @@ def with_reservations(host: HostRecord, waiters: Iterable[Waiter]) -> HostRecord
     return replace(host, instances=(*host.instances, *reservations)) if reservations else host
 
 
-def reservation_id(waiter: Waiter) -> str:
-    """Return the id of the instance that represents a waiter's reservation."""
-    return f"reserved for {waiter.need.function}"
+def reservation_id(function: str) -> str:
+    """Return the id of the instance that represents the reservation of a function in line."""
+    return f"reserved for {function}"
 
 
 def _reservation(waiter: Waiter, turn: Turn) -> Instance:
     return Instance(
-        id=reservation_id(waiter),
+        id=reservation_id(waiter.need.function),
         function=waiter.need.function,
         revision="",
         state=State.PLACING,

@@ -30,7 +30,7 @@ from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.router.activation.agents import TIMEOUT_S
 from cortex.router.activation.probe import Pulse
 from cortex.router.activation.proposer import RETRY_AFTER_S, AnswerLost, Proposer
-from cortex.router.activation.waits import waits
+from cortex.router.activation.waits import room_text, waits
 from cortex.router.errors import (
     SEE_WHY,
     FunctionNotFound,
@@ -348,7 +348,8 @@ class Activator:
         for host in self._view.fleet.hosts.values():
             for instance in host.of(function.base_id):
                 so_far = self._now() - instance.created
-                phase = f" ({instance.phase})" if instance.phase not in ("", instance.state) else ""
+                step = instance.phase or room_text(instance, host, self._now())
+                phase = f" ({step})" if step not in ("", instance.state) else ""
                 return f"it is {instance.state} on {host.name} since {math.ceil(so_far)} s{phase}"
         unreadable = [
             f"{h.name}: {why}" for h in self._view.fleet.hosts.values() if (why := h.unreadable.get(function.base_id))

@@ -13,7 +13,7 @@ from cortex.platform.record import HostRecord, Instance, Override, used_function
 from cortex.platform.scheduling.ledger import Entry, expected_s, placement_mb
 from cortex.platform.scheduling.reaping import reap_at
 from cortex.router.activation.load_balancing import blocked_by_foreign_memory
-from cortex.router.activation.waits import waits_at
+from cortex.router.activation.waits import room_text, waits_at
 from cortex.router.api_types import FunctionView, InstanceView, Measurement
 from cortex.router.model_listing import furthest
 from cortex.router.overview.snapshot import FleetSnapshot, Index
@@ -145,7 +145,7 @@ def _instance_view(host: HostRecord, instance: Instance, snapshot: FleetSnapshot
     silent = snapshot.fleet.silent.get(host.name)
     fetched = fetched_at(host.name, instance, snapshot.downloads or ())
     return InstanceView(
-        **asdict(instance) | {"host": host.name},
+        **asdict(instance) | {"host": host.name, "phase": instance.phase or room_text(instance, host, snapshot.now)},
         silent_since=silent.since if silent else None,
         in_flight=index.in_flight(instance),
         start_s=round(instance.ready - instance.started, 3) if instance.ready else None,
