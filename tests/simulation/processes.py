@@ -32,7 +32,7 @@ from cortex.platform.scheduling import upgrades
 from cortex.platform.settings import Agent as AgentSettings
 from cortex.platform.settings import Settings
 from cortex.platform.weights import disk
-from cortex.platform.workers import activity, checkpoint, ports, remains, supervisor, tiers
+from cortex.platform.workers import activity, checkpoint, orphans, ports, remains, supervisor, tiers
 from cortex.router import start_history
 from cortex.router.activation import agents as agents_module
 from cortex.router.activation.activator import Activator
@@ -320,6 +320,8 @@ def substitutions(
         (supervisor, "cgroup", system),
         (remains, "process", system),
         (remains, "cgroup", system),
+        (orphans, "process", system),
+        (orphans, "cgroup", system),
         (remains, "hardening", system),
         (supervisor, "hardening", system),
         (supervisor, "log_files", system),

@@ -17,7 +17,7 @@ import trustme
 from cortex.platform.keys import host_token, worker_key
 from cortex.platform.process.environment import MARKER, OWNER
 from cortex.platform.record import HostRecord, used_instance
-from cortex.platform.workers import cgroup, remains
+from cortex.platform.workers import cgroup, orphans
 from cortex.platform.workers.process import owner
 from tests.support.activation import activated
 from tests.support.stack import CORTEX, environment, eventually, free_port
@@ -137,7 +137,7 @@ class Fleet:
             process.wait(10)
         for mark in self._marks():  # as an agent does: engines overwrite the environment that `workers()` reads
             groups = cgroup.home(mark)
-            remains.kill_unknown(mark, groups)
+            orphans.kill_unknown(mark, groups)
             cgroup.remove_home(groups)
 
     def rest(self) -> None:

@@ -36,8 +36,8 @@ from cortex.platform.serving import address
 from cortex.platform.settings import Settings
 from cortex.platform.settings_file import declared_devices, encode_env
 from cortex.platform.workers import cgroup, log_files
+from cortex.platform.workers.orphans import kill_unknown
 from cortex.platform.workers.process import owner
-from cortex.platform.workers.remains import kill_unknown
 from cortex.router.live_catalogue import load
 
 STOP_S = 7.0

@@ -11,7 +11,7 @@ import pytest
 from cortex.platform.process import environment, process_id, termination
 from cortex.platform.record import Held, Instance, ProcessId
 from cortex.platform.scheduling.events import EndDelayed, Event
-from cortex.platform.workers import cgroup, hardening, process, remains
+from cortex.platform.workers import cgroup, hardening, orphans, process, remains
 from cortex.platform.workers.log_files import log_name
 from cortex.platform.workers.remains import Remains
 from tests.support.factories import an_instance
@@ -214,7 +214,7 @@ async def test_a_process_in_the_control_group_of_an_unknown_instance_is_killed(l
         for i in (known, unknown)
     )
     try:
-        killed = remains.kill_unknown(left.owner, groups, {known})
+        killed = orphans.kill_unknown(left.owner, groups, {known})
 
         assert killed == {unknown: ends}
         assert {i: cgroup.members(groups, i) for i in cgroup.instances(groups)} == {known: stays}

@@ -17,7 +17,7 @@ from cortex.platform.process import process_id
 from cortex.platform.record import Instance, ProcessId
 from cortex.platform.scheduling import events
 from cortex.platform.scheduling.events import Event
-from cortex.platform.workers import cgroup, hardening, process
+from cortex.platform.workers import cgroup, hardening, orphans, process
 from cortex.platform.workers.log_files import log_name
 from cortex.platform.workers.tiers import HolderReading
 
@@ -60,17 +60,19 @@ class Remains:
     async def clear(self, instance: Instance) -> None:
         """Kill a worker's remaining processes until none is left, and wait until its GPU memory is released."""
         proved, log = self._proved.get(instance.id, frozenset()), log_name(instance.function, instance.id)
-        orphans = await asyncio.to_thread(process.orphans_of, instance.id, proved, log)
+        members = await asyncio.to_thread(process.orphans_of, instance.id, proved, log)
         while still := await self.kill(instance.id, instance.function):
             self._tell(events.EndDelayed(instance.id, unkillable(still)))
         if instance.pid and any(d.startswith("GPU-") for d in instance.devices):
-            await self._wait_for_memory({instance.pid, *(p.pid for p in orphans)})
+            await self._wait_for_memory({instance.pid, *(p.pid for p in members)})
         await asyncio.to_thread(shutil.rmtree, hardening.temporary_path(instance.id), ignore_errors=True)
         self._proved.pop(instance.id, None)
 
     async def clear_unknown(self, instances: Collection[str]) -> None:
         """Kill processes with the mark of this host's agents that belong to none of these instances."""
-        for instance, killed in (await asyncio.to_thread(kill_unknown, self._owner, self._groups, instances)).items():
+        for instance, killed in (
+            await asyncio.to_thread(orphans.kill_unknown, self._owner, self._groups, instances)
+        ).items():
             log.warning("orphan_killed", instance=instance, pids=killed)
             if slug(instance) == instance:  # the mark comes from the process: use it as a path only if it is safe
                 await asyncio.to_thread(shutil.rmtree, hardening.temporary_path(instance), ignore_errors=True)
@@ -80,30 +82,6 @@ class Remains:
             async with asyncio.timeout(RELEASED_WITHIN_S):
                 while (holders := await self._holders()) and any(h.pid in pids for h in holders):  # noqa: ASYNC110 (NVML has no event for it)
                     await asyncio.sleep(HOLDERS_AGAIN_S)
-
-
-def kill_unknown(owner: str, groups: Path | None, instances: Collection[str] = ()) -> dict[str, list[int]]:
-    """KILL what runs of an agent's workers, except of these instances. Return the processes of each instance.
-
-    (1) the processes with the agent's mark;
-    (2) those in a session that one of them leads, or that write to the same log: children of an engine may have
-        overwritten their environment;
-    (3) those in the agent's control groups.
-    """
-    owned: dict[str, set[ProcessId]] = {}
-    logs: dict[str, str] = {}
-    for instance, worker in process.find_owned(owner):  # (1), (2)
-        if instance not in instances:
-            owned.setdefault(instance, set()).update(process.session_of(worker))
-            logs[instance] = logs.get(instance) or process.log_of(worker.pid, instance)
-    killed = {i: [p.pid for p in process.kill_orphans(i, proved, logs[i])] for i, proved in owned.items()}
-    for instance in cgroup.instances(groups):  # (3)
-        if instance not in instances:
-            members = cgroup.members(groups, instance)
-            cgroup.kill(groups, instance)
-            if members:
-                killed[instance] = sorted({*killed.get(instance, ()), *members})
-    return killed
 
 
 def unkillable(processes: Collection[ProcessId]) -> str:
