@@ -124,7 +124,8 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         ]
     )
     with own_redis(folder) as redis_url:
-        running = Stack(folder, catalogue, workers=request.param, env={"CORTEX_REDIS_URL": redis_url, **SECRETS})
+        env = {"CORTEX_REDIS_URL": redis_url, "CORTEX_GATEWAY__RESPONSES_TTL_S": "600", **SECRETS}
+        running = Stack(folder, catalogue, workers=request.param, env=env)
         running.taken_port = busy_port
         last_use.end_after("one-worker" if request.param == 1 else "two-workers", running.end)
         try:

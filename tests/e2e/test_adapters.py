@@ -146,10 +146,12 @@ def test_an_adapter_that_does_not_load_fails_its_function_alone(stack: Stack, na
 def test_the_weights_of_adapters_are_listed_with_their_functions(stack: Stack) -> None:
     ask(stack, "base")
 
-    stored = stack.http.get("/admin/weights").json()["weights"]
+    def night() -> list[dict[str, Any]]:
+        stored = stack.http.get("/admin/weights").json()["weights"]
+        return [w for w in stored if w["path"].endswith("night.gguf")]
 
-    night = next(w for w in stored if w["path"].endswith("night.gguf"))
-    assert set(night["functions"]) == {"night", "brief"}
+    (weights,) = eventually(night, what="the file in the list")
+    assert set(weights["functions"]) == {"night", "brief"}
 
 
 def test_another_adapter_comes_with_a_new_instance(stack: Stack) -> None:

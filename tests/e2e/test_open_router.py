@@ -23,3 +23,12 @@ def test_a_page_of_another_site_cannot_change_anything(stack: Stack, path: str) 
     posted = httpx.post(f"{stack.url}{path}", headers={"origin": "http://evil.example"}, trust_env=False)
 
     assert posted.status_code == 403
+
+
+def test_a_caller_without_a_key_is_told_that_stored_responses_need_one(stack: Stack) -> None:
+    ask = {"model": "fake/steps", "input": "a"}
+    refused = stack.http.post("/v1/responses", json={**ask, "background": True})
+    plain = stack.http.post("/v1/responses", json=ask)
+
+    assert refused.status_code == 400 and "API key" in refused.json()["error"]["message"]
+    assert (plain.status_code, plain.json()["store"]) == (200, False)

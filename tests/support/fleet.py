@@ -4,7 +4,6 @@ import contextlib
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +18,7 @@ from cortex.platform.process.environment import MARKER, OWNER
 from cortex.platform.record import HostRecord, used_instance
 from cortex.platform.workers import cgroup, orphans
 from cortex.platform.workers.process import owner
+from tests.support import command
 from tests.support.activation import activated
 from tests.support.stack import CORTEX, environment, eventually, free_port
 
@@ -211,8 +211,7 @@ class Fleet:
 
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a `cortex` command against it."""
-        argv = [sys.executable, "-m", "cortex.cli", *arguments]
-        return subprocess.run(argv, env=self.env, capture_output=True, text=True, timeout=90, check=False)
+        return command.run(self.env, *arguments)
 
     def _answers(self) -> bool:
         try:

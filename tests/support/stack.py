@@ -26,6 +26,7 @@ import psutil
 import redis
 
 from cortex.platform import embedded_redis
+from tests.support import command
 
 T = TypeVar("T")
 
@@ -175,18 +176,9 @@ class Stack:
                     return process
         raise AssertionError(f"no {name} runs")
 
-    def cli(
-        self, *arguments: str, timeout: float = 60, env: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
+    def cli(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """Run a `cortex` command against it."""
-        return subprocess.run(
-            [*CORTEX, *arguments],
-            env={**self.env, **(env or {})},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        return command.run({**self.env, **(env or {})}, *arguments)
 
     def cool(self, name: str) -> None:
         """Stop a function's instances, and wait until they are gone."""

@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
-from click.testing import CliRunner
 
-from cortex.cli.exits import Failed
-from cortex.cli.main import cli
 from tests.support.catalogues import aliases, fake
+from tests.support.command import run
 from tests.support.stack import Stack, eventually, own_redis
 
 CATALOGUE = "\n".join(
@@ -39,12 +37,9 @@ class Result(NamedTuple):
 
 
 def command(env: Mapping[str, str], *arguments: str, key: str = "") -> Result:
-    """Run a `cortex` command in this process: starting one takes most of a second."""
-    env = {**{k: v for k, v in env.items() if k.startswith(("CORTEX_", "XDG_"))}, "CORTEX_API_KEY": key}
-    done = CliRunner(env=env).invoke(cli, arguments)
-    if isinstance(done.exception, Failed):
-        return Result(done.exception.exit_code, done.stdout, str(done.exception))
-    return Result(done.exit_code, done.stdout, done.stderr)
+    """Run a `cortex` command."""
+    done = run({**env, "CORTEX_API_KEY": key}, *arguments)
+    return Result(done.returncode, done.stdout, done.stderr)
 
 
 class Keyed:
