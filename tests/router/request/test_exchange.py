@@ -33,7 +33,7 @@ from cortex.router.dialects.chat import stream as chat_stream
 from cortex.router.dialects.core.errors import BadRequest
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue, Target
-from cortex.router.request import admission, exchange
+from cortex.router.request import admission, client_answer
 from cortex.router.request.adapters import AdapterLoads
 from cortex.router.request.admission import Admission
 from cortex.router.request.call import Call
@@ -316,7 +316,7 @@ class SettlingClient(ReadingClient):
 async def test_no_keep_alive_begins_a_stream_while_an_error_is_about_to_be_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exchange, "FIRST_KEEP_ALIVE_S", 0.02)
+    monkeypatch.setattr(client_answer, "FIRST_KEEP_ALIVE_S", 0.02)
     stage = Stage(tmp_path, fake("f"))
     stage.pulse_result = Pulse.GONE
     await stage.shows(stage.of("f"))
@@ -367,8 +367,8 @@ async def test_a_request_for_an_entry_that_is_edited_waits_for_its_new_revision(
 async def test_a_held_stream_says_why_no_host_has_room_until_one_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operator: bool
 ) -> None:
-    monkeypatch.setattr(exchange, "FIRST_KEEP_ALIVE_S", 0.0)
-    monkeypatch.setattr(exchange, "KEEP_ALIVE_S", 0.0)
+    monkeypatch.setattr(client_answer, "FIRST_KEEP_ALIVE_S", 0.0)
+    monkeypatch.setattr(client_answer, "KEEP_ALIVE_S", 0.0)
     stage = Stage(tmp_path, fake("f"))
     stage.no_room = Rejected("foreign processes hold 100964 MiB", When.LATER)
     caller = LOCAL if operator else anonymous()
@@ -517,7 +517,7 @@ async def test_a_request_that_killed_two_workers_of_the_substitute_waits_for_its
 async def test_no_stream_begins_while_its_request_is_read_for_the_substitute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exchange, "FIRST_KEEP_ALIVE_S", 0.0)
+    monkeypatch.setattr(client_answer, "FIRST_KEEP_ALIVE_S", 0.0)
     stage, read = Stage(tmp_path, CHAT), asyncio.Event()
     stage.breaks.clear()
     await stage.shows(stage.of("small", "small-1"))

@@ -1,8 +1,8 @@
 """Serve one request, from its parsed body to the last byte sent.
 
-The route returns an Exchange, which writes to the client's connection itself, so a disconnect is noticed at once,
-streaming or not. The dialect encodes the answer (`Call.reply`); the exchange decides when to send it, and which worker
-serves the request.
+The route returns an Exchange, which writes to the client's connection itself (`client_answer.py`), so a disconnect is
+noticed at once, streaming or not. The dialect encodes the answer (`Call.reply`); the exchange decides when to send it,
+and which worker serves the request.
 """
 
 import asyncio
@@ -18,18 +18,18 @@ from msgspec.structs import replace
 from cortex.functions.catalogue import Substitute
 from cortex.functions.servers import Server, max_concurrency
 from cortex.platform import clock
-from cortex.platform.api_keys import ANONYMOUS, Principal, Right
+from cortex.platform.api_keys import ANONYMOUS, Principal
 from cortex.platform.record import Instance
 from cortex.router.dialects import gate
 from cortex.router.dialects.core import grammar
-from cortex.router.dialects.core.chunks import Plain, Tokens
-from cortex.router.dialects.core.errors import BadAnswer, Fault, Kind, WorkerRefusal, in_client_terms
+from cortex.router.dialects.core.chunks import Tokens
+from cortex.router.dialects.core.errors import BadAnswer, Fault, Kind, WorkerRefusal
 from cortex.router.dialects.core.stop_strings import cut_at
-from cortex.router.dialects.core.stream import EVENTS, Stream
+from cortex.router.dialects.core.stream import Stream
 from cortex.router.dialects.core.worker_errors import BREAKDOWNS, engine_died, fault_from_error, fault_from_worker
 from cortex.router.errors import SEE_WHY, Cancelled, NotReadyInTime, RequestError, UpstreamBroke, UpstreamSilent
 from cortex.router.fleet_view import FleetView
-from cortex.router.http_answer import Client, error_answer, id_headers
+from cortex.router.http_answer import Client
 from cortex.router.live_catalogue import LiveCatalogue, Target
 from cortex.router.request.adapters import AdapterLoads, check_adapter, with_adapter
 from cortex.router.request.admission import Admission, Ticket
@@ -37,6 +37,7 @@ from cortex.router.request.assemble import ASSEMBLED, Assembly, BadStream, CutSt
 from cortex.router.request.attendance import attend
 from cortex.router.request.call import Call
 from cortex.router.request.capability_checks import check_tools
+from cortex.router.request.client_answer import ClientAnswer
 from cortex.router.request.context_restores import ContextRestores
 from cortex.router.request.context_window import Settle
 from cortex.router.request.deadlines import Deadlines
@@ -55,7 +56,6 @@ Parse = Callable[[Target], Awaitable[Call]]
 REPLAYS = 2
 GENERATES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/infill"})
 """The paths of llama.cpp's server that work in a slot."""
-FIRST_KEEP_ALIVE_S, KEEP_ALIVE_S = 1.0, 5.0
 
 
 class Outcome(enum.Enum):
@@ -109,17 +109,16 @@ class Exchange:
     ) -> None:
         """`call` is the request as `parse` reads it for the target; without `parse` it fits every target. With a
         `conversation`, the substitute of its name may answer."""
-        self._headers = headers
-        self._exchanges, self._request_id, self._parse = exchanges, request_id, parse
-        self._call, self._stream = call, call.streams.stream(request_id) if call.streams else None
+        self._headers, self._exchanges, self._parse, self._call = headers, exchanges, parse, call
+        stream = call.streams.stream(request_id) if call.streams else None
         self.target, self._name, self.priority = target, name or target.function.id, caller.priority
         self.request_record = RequestRecord(
-            request_id, target.function.id, self._name, call.dialect, streams=self._stream is not None, read_s=read_s
+            request_id, target.function.id, self._name, call.dialect, streams=stream is not None, read_s=read_s
         )
+        self._client_answer = ClientAnswer(self.request_record, caller, call.dialect, stream, call.dropped)
         self._caller, self.is_batch = caller, caller.is_batch
         self.request_record.key = caller.id
         self.request_record.who = caller.name if caller.id != ANONYMOUS else ""
-        self._head_sent = False
         self._cancelled: RequestError | None = None
         self._conversation, self._declined = conversation, False
         """`_declined`: the substitute cannot answer this request."""
@@ -129,15 +128,8 @@ class Exchange:
         self._start_s = 0.0
         """Seconds of the start timeout that the request has used."""
         self._trace: Mapping[str, str] = {}
-        self._client: Client
         self._server: Server
         """What the instance runs that the request is sent to."""
-        self._keep_alive: asyncio.TimerHandle | None = None
-
-    @property
-    def _is_operator(self) -> bool:
-        """Whether errors name hosts and instances."""
-        return self._caller.may(Right.STATUS)
 
     @property
     def affinity(self) -> str | None:
@@ -146,25 +138,25 @@ class Exchange:
 
     async def __call__(self, client: Client) -> None:
         """Serve the request until the client disconnects."""
-        self._client, request_record = client, self.request_record
+        self._client_answer.client, request_record = client, self.request_record
         self._exchanges.request_records.begun(request_record)
         try:  # from here on, whatever breaks, the record of the request is finished
             self._trace = self._exchanges.tracing.start(request_record, self._headers)
-            self._resume_pings()
+            self._client_answer.resume_pings(self._why_waiting)
             await attend(request_record, self._serve(), client, self._cancel)
         finally:
-            self._stop_pings()
+            self._client_answer.stop_pings()
             self._exchanges.request_records.over(request_record)
 
     async def _serve(self) -> None:
         try:
             await self._attempts()
         except RequestError as error:
-            await self._reject(error)
+            await self._client_answer.reject(error, self._call.limit_field)
         except asyncio.CancelledError:
             if self._cancelled is None:
                 raise
-            await self._reject(self._cancelled)
+            await self._client_answer.reject(self._cancelled, self._call.limit_field)
 
     def _cancel(self, work: asyncio.Task[None]) -> None:
         """End the request from outside: its client gets an error, and the worker stops."""
@@ -205,11 +197,11 @@ class Exchange:
                     outcome = await self._serve_from(instance, ticket, last=not replays_left)
             except RequestError as error:
                 is_deadly = isinstance(error, UpstreamBroke) and self._deaths > 0
-                if is_deadly or not self.request_record.substitute_for or self._head_sent:
+                if is_deadly or not self.request_record.substitute_for or self._client_answer.has_begun:
                     raise
                 self._declined = True  # the requested function decides then
                 await self.look_up()
-                self._resume_pings()
+                self._client_answer.resume_pings(self._why_waiting)
                 continue
             if outcome is Outcome.SERVED:
                 if self._conversation is not None:
@@ -229,19 +221,21 @@ class Exchange:
         expected_s = await exchanges.substitutes.ready_in_s(target, instances, clock.now())
         if expected_s is None or expected_s > within_s:
             return None
-        self._stop_pings()  # the head says which function answers
+        self._client_answer.stop_pings()  # the head says which function answers
         try:
             async with asyncio.timeout(within_s):
                 return await self._wait_for_start(ticket)
         except (TimeoutError, RequestError):
             return None
         finally:
-            self._resume_pings()
+            self._client_answer.resume_pings(self._why_waiting)
 
     def _possible_substitute(self) -> tuple[Target, Substitute] | None:
         """Return the function that may answer while the request's own is not ready; None: the request waits for that,
         because its name has no substitute, or that is not ready, or may not answer this conversation."""
-        if self._conversation is None or self._declined or self._head_sent or self.request_record.substitute_for:
+        if self._conversation is None or self._declined:
+            return None
+        if self._client_answer.has_begun or self.request_record.substitute_for:
             return None
         substitute = self._exchanges.catalogue.substitute(self._name, self._caller)
         if substitute is None:
@@ -261,14 +255,14 @@ class Exchange:
         substitute, own = self._possible_substitute(), self.target
         if substitute is None or self._parse is None:
             return False
-        self._stop_pings()  # the head says which function answers
+        self._client_answer.stop_pings()  # the head says which function answers
         try:
             call = await self._parse(substitute[0])
         except RequestError:
             self._declined = True
             return False
         finally:
-            self._resume_pings()
+            self._client_answer.resume_pings(self._why_waiting)
         self._exchanges.admission.activator.warm(own)
         self._read_as(call)
         self.target = substitute[0]
@@ -324,7 +318,7 @@ class Exchange:
             key=caller.id,
             who=self.request_record.who,
             function=self.target.function.id,
-            request=self._request_id,
+            request=self.request_record.id,
             digest=digest(call.path, body),
         )
 
@@ -379,16 +373,16 @@ class Exchange:
     def _read_as(self, call: Call) -> None:
         """Go on with another reading of the request. A client that has been sent the beginning of a stream is not
         sent another."""
-        stream = call.streams.stream(self._request_id) if call.streams else None
-        if self._head_sent:
-            if call.path != self._call.path or type(stream) is not type(self._stream) or stream is None:
+        stream = call.streams.stream(self.request_record.id) if call.streams else None
+        if self._client_answer.has_begun:
+            if call.path != self._call.path or type(stream) is not type(self._client_answer.stream) or stream is None:
                 raise NotReadyInTime(
                     f"the model {self._name[:200]!r} was changed while this stream waited for it: send "
                     "the request again",
                     retry_after=1,
                 )
             stream.open()
-        self._call, self._stream = call, stream
+        self._call, self._client_answer.stream, self._client_answer.dropped = call, stream, call.dropped
 
     async def _forward(self, instance: Instance) -> None:
         """Send the request to an instance and its answer to the client.
@@ -396,7 +390,7 @@ class Exchange:
         Raises Broken before the worker's first byte, WorkerRefusal or BadAnswer.
         """
         if not self._call.path:
-            await self._send_plain(self._call.reply.plain(b""))
+            await self._client_answer.send_whole(self._call.reply.plain(b"").body)
             return
         check_adapter(self.target, instance)
         body = self._call.body if self._call.settle is None else await self._fit(instance, self._call.settle)
@@ -416,8 +410,8 @@ class Exchange:
         """Return the body for an instance. Raises ContextExceeded for a request that does not fit."""
         call = self._call
         fitted = await settle(instance)
-        if self._stream is not None:
-            self._stream.fit(fitted.max_tokens, fitted.input_tokens)
+        if self._client_answer.stream is not None:
+            self._client_answer.stream.fit(fitted.max_tokens, fitted.input_tokens)
         elif call.fitted is not None:
             self._call = replace(call, reply=call.fitted(fitted.max_tokens, fitted.input_tokens))
         return fitted.body
@@ -465,18 +459,18 @@ class Exchange:
             call.form or sent,
             self._trace,
             keeps_chunked=self._server.keeps_connections,
-            is_read_whole=streamed is None and self._stream is None and call.media is None,
+            is_read_whole=streamed is None and self._client_answer.stream is None and call.media is None,
         )
         try:
             if answer.status != 200:
                 await self._failed(instance, answer)
             if call.form is not None:
-                self._call = replace(call, dropped=gate.header(call.form.upload.form.dropped))
+                self._client_answer.dropped = gate.header(call.form.upload.form.dropped)
             if call.media is not None:
-                self._stream = call.media.stream(answer.content_type)
-                self.request_record.streams = self._stream is not None
-            if self._stream is not None:
-                await self._relay(instance, answer, self._stream, hidden)
+                self._client_answer.stream = call.media.stream(answer.content_type)
+                self.request_record.streams = self._client_answer.stream is not None
+            if self._client_answer.stream is not None:
+                await self._relay(instance, answer, self._client_answer.stream, hidden)
                 return
             body = await (answer.whole() if streamed is None else self._assembled(answer))
             if hidden is not None:
@@ -486,14 +480,9 @@ class Exchange:
             plain = self._call.reply.plain(body)
             self.request_record.translate_s = time.monotonic() - now
             self._spent(plain.tokens, hidden)
-            await self._send_plain(plain)
+            await self._client_answer.send_whole(plain.body)
         finally:
             answer.close()
-
-    async def _send_plain(self, plain: Plain) -> None:
-        self.request_record.status = 200
-        headers = [(b"content-type", b"application/json"), *id_headers(self._request_id), *self._answer_headers()]
-        await self._client.send(200, headers, plain.body)
 
     async def _failed(self, instance: Instance, answer: Answer) -> NoReturn:
         """Raise what a worker's error comes to: Broken when the worker is about to end, else WorkerRefusal.
@@ -509,7 +498,7 @@ class Exchange:
 
     def _streams_anyway(self) -> bool:
         """Whether a plain request is streamed from the worker, which notices only then that its client has left."""
-        if self._stream is not None or self._call.path not in ASSEMBLED:
+        if self._client_answer.stream is not None or self._call.path not in ASSEMBLED:
             return False
         return not self._server.stops_when_client_leaves
 
@@ -535,7 +524,9 @@ class Exchange:
     ) -> None:
         """Relay a worker's stream. The dialect tells a complete stream from a truncated one."""
         request_record = self.request_record
-        relay = Relay(self._client, stream, request_record, self._start_stream, hidden=hidden, cuts=self._call.cuts)
+        client_answer = self._client_answer
+        start, cuts = client_answer.start_stream, self._call.cuts
+        relay = Relay(client_answer.client, stream, request_record, start, hidden=hidden, cuts=cuts)
         try:
             await answer.pass_to(relay)
             relay.close()
@@ -545,7 +536,7 @@ class Exchange:
             self._exchanges.deaths.lost(self._fingerprint(), instance, broken, earlier=self._deaths)
             reason = f"the worker of '{self.target.function.id}' broke off in its answer"
             request_record.why = f"{reason}: {broken}"
-            reason = request_record.why if self._is_operator else reason + SEE_WHY
+            reason = request_record.why if self._client_answer.is_for_operator else reason + SEE_WHY
             relay.say(stream.fail(Fault(kind=Kind.WORKER_ERROR, message=reason)))
         except BadAnswer as unreadable:
             relay.say(stream.fail(unreadable.fault()))
@@ -554,87 +545,12 @@ class Exchange:
             request_record.rough_tokens = stream.rough_tokens
         if stream.fault is not None:
             request_record.fault = stream.fault.kind
-        await self._end(stream)
+        await self._client_answer.end_stream(stream)
 
-    async def _end(self, stream: Stream) -> None:
-        """End the client's stream. One that failed and cannot tell it ends with its connection: it must not look
-        complete."""
-        if stream.fault is not None and not stream.tells_errors:
-            self._client.abort()
-        else:
-            await self._client.end()
-
-    # Towards the client.
-
-    def _ping_after(self, seconds: float) -> None:
-        self._keep_alive = asyncio.get_running_loop().call_later(seconds, self._ping)
-
-    def _ping(self) -> None:
-        """Send a keep-alive to a streaming client that waits for the first piece of its answer, with the reason if no
-        host has room."""
-        if self._stream is not None:
-            self._send_head()
-            refusal = self._exchanges.admission.activator.refusal(self.target)
-            reason = refusal.fault(operator=self._is_operator).message if refusal is not None else ""
-            self._client.write(self._stream.ping(reason))
-            self._ping_after(KEEP_ALIVE_S)
-
-    def _resume_pings(self) -> None:
-        """Send keep-alives to a streaming client from now on, while it waits."""
-        if self._stream is not None and self._keep_alive is None:
-            self._ping_after(FIRST_KEEP_ALIVE_S)
-
-    def _stop_pings(self) -> None:
-        if self._keep_alive is not None:
-            self._keep_alive.cancel()
-            self._keep_alive = None
-
-    def _start_stream(self) -> None:
-        """Send the head, unless a keep-alive has. No keep-alives follow: the answer's pieces do."""
-        if self._keep_alive is not None:
-            self._stop_pings()
-        if not self._head_sent:
-            self._send_head()
-
-    async def _reject(self, error: RequestError) -> None:
-        """Send an error: as the stream's last event once the stream has begun, else as a whole answer."""
-        self._stop_pings()  # none may begin a stream while the key's share is settled
-        record, dialect = self.request_record, self._call.dialect
-        fault = in_client_terms(error.fault(operator=self._is_operator), dialect, self._call.limit_field)
-        if self._head_sent and self._stream is not None:
-            record.rejected(200, fault.kind, error.reason)
-            self._client.write(self._stream.fail(fault))
-            await self._end(self._stream)
-            return
-        record.rejected(fault.status(dialect), fault.kind, error.reason)
-        headers = [*self._answer_headers(), *error.headers]
-        await error_answer(fault, dialect, self._request_id, headers).send(self._client)
-
-    def _send_head(self) -> None:
-        if self._head_sent:
-            return
-        self._head_sent, self.request_record.status = True, self.request_record.status or 200
-        headers = [
-            (b"content-type", EVENTS if self._stream is None else self._stream.media_type),
-            (b"cache-control", b"no-cache"),
-            (b"x-accel-buffering", b"no"),
-            *id_headers(self._request_id),
-            *self._answer_headers(),
-        ]
-        self._client.start(200, headers)
-
-    def _answer_headers(self) -> list[tuple[bytes, bytes]]:
-        """Return the headers on how the request was served."""
-        request_record, function = self.request_record, self.target.function.id.encode("ascii", "replace")
-        return [
-            (b"x-cortex-function", function),
-            (b"x-cortex-start", request_record.start.encode()),
-            (b"x-cortex-queued-ms", str(round(request_record.queued_s * 1000)).encode()),
-            *([(b"x-cortex-context", b"restored %d" % request_record.restored)] if request_record.restored else []),
-            *([(b"x-cortex-instance", request_record.instance.encode())] if request_record.instance else []),
-            *([(b"x-cortex-substitute", function)] if request_record.substitute_for else []),
-            *([(b"x-cortex-dropped", self._call.dropped.encode())] if self._call.dropped else []),
-        ]
+    def _why_waiting(self) -> str:
+        """Return why no host has room for the request; empty if one may have."""
+        refusal = self._exchanges.admission.activator.refusal(self.target)
+        return "" if refusal is None else refusal.fault(operator=self._client_answer.is_for_operator).message
 
     def _spent(self, tokens: Tokens, hidden: HiddenCounts | None) -> None:
         request_record = self.request_record
