@@ -25,7 +25,7 @@ from cortex.platform.decisions import DecisionRecord
         ),
         (
             "refused",
-            {"devices": [{"id": "gpu-0", "free_mb": 10}], "in_line": 1, "turn_in_s": 12.0},
+            {"devices": [{"id": "gpu-0", "free_mb": 10}], "in_line": 1, "turn_in_s": 11.2},
             "gpu-0 10 MiB free, turn in at most 12 s",
         ),
         (

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterable, Sequence
+from math import ceil
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -56,7 +57,7 @@ def why(subject: str, limit: int, as_json: bool) -> None:
 def _leaving(instance: InstanceView, now: float) -> str:
     """Return why an instance leaves, if it does."""
     if instance.yields_to:
-        latest = f"when its requests end, in at most {max(0.0, instance.deadline - now):.0f} s"
+        latest = f"when its requests end, in at most {ceil(max(0.0, instance.deadline - now))} s"
         return f", closing for the turn of {instance.yields_to}: it leaves {latest}"
     return f", {instance.why}" if instance.why else ""
 
@@ -163,7 +164,7 @@ def input_text(decision: DecisionRecord) -> str:
         case DecisionKind.REFUSED:
             devices = ", ".join(f"{d.id} {d.free_mb} MiB free" for d in inputs.devices)
             turn_in_s = inputs.turn_in_s
-            return devices if turn_in_s is None else f"{devices}, turn in at most {turn_in_s:.0f} s"
+            return devices if turn_in_s is None else f"{devices}, turn in at most {ceil(turn_in_s)} s"
         case RouterDecision.PROPOSED:
             return "; ".join(f"{c.host}: {_prediction(c)}" for c in inputs.candidates)
     plain = ((k, v) for k, v in decision.inputs.items() if not isinstance(v, (list, dict)) and v not in (None, ""))

@@ -100,7 +100,9 @@ class Proposer:
                 return _with_back_off(answer, fleet.hosts[host].failures, function.id), refusals
             refusals[host] = answer.reason
             if answer.turn_in_s is not None:
-                refusals[host] += f"; for a request, instances in use are closed in at most {answer.turn_in_s:.0f} s"
+                refusals[host] += (
+                    f"; for a request, instances in use are closed in at most {math.ceil(answer.turn_in_s)} s"
+                )
         for name, record in fleet.hosts.items():
             estimate = misfit(function_need, record) or place(
                 function_need, record, usage, now, cordoned=name in fleet.cordoned
