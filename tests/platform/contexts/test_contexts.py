@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Engine
 from cortex.platform.agent_messages import LeaveSeat, RestoreContext, TakeSeat
+from cortex.platform.contexts import contexts as contexts_module
 from cortex.platform.contexts.contexts import FREE_MB, Contexts
 from cortex.platform.contexts.fit import MIB
 from cortex.platform.faults import Faults
@@ -246,14 +247,15 @@ class Neighbour:
         (Neighbour(CONTENT[:-1]), "one sent another number of bytes than it lists"),
         (Neighbour(b"", status=404), "one answered 404"),
         (Neighbour(CONTENT, cut_after=1000), "Response payload is not completed"),
-        (Neighbour(CONTENT, cut_after=1000, hangs=True), "it was not restored within 2.0 s"),
+        (Neighbour(CONTENT, cut_after=1000, hangs=True), "it was not restored within 0.2 s"),
     ],
     ids=["lies", "sends more", "sends less", "refuses", "vanishes", "hangs"],
 )
 async def test_what_a_neighbour_does_wrong_is_ignored_and_noted_once(
-    one: Host, two: Host, neighbour: Neighbour, why: str
+    one: Host, two: Host, neighbour: Neighbour, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context = replace(one.saved[0], prefill_s=2.0)
+    monkeypatch.setattr(contexts_module, "LEAST_RESTORE_S", 0.2)
+    context = replace(one.saved[0], prefill_s=0.2 if neighbour.hangs else 2.0)
 
     async with serving(neighbour.answer) as address:
         answers = [await two.restore(context, address, "one") for _ in range(2)]

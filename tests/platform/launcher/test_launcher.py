@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cortex.platform.launcher import pool as launcher_pool
 from cortex.platform.launcher.eligibility import ineligibility
 from cortex.platform.launcher.pool import ForkedWorker, LauncherPool
 from cortex.platform.process import environment, termination
@@ -150,7 +151,8 @@ class RunningPool:
 
 
 @pytest.fixture
-async def pool(engine: tuple[str, ...], tmp_path: Path) -> AsyncIterator[RunningPool]:
+async def pool(engine: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningPool]:
+    monkeypatch.setattr(launcher_pool, "FIRST_PAUSE_S", 0.05)  # shortens a pause, and changes no decision
     running = RunningPool(engine, tmp_path)
     task = asyncio.ensure_future(running.keeper.keep())
     before = {p.pid for p in psutil.process_iter()}

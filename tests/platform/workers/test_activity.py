@@ -7,6 +7,7 @@ import sys
 import pytest
 from aiohttp import web
 
+from cortex.platform.workers import activity
 from cortex.platform.workers.activity import connections, look, requests_running, tokens
 
 CONNECTS = """
@@ -58,7 +59,8 @@ async def test_the_agents_own_connections_do_not_count() -> None:
     server.close()
 
 
-async def test_a_silent_worker_has_no_request_count() -> None:
+async def test_a_silent_worker_has_no_request_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activity, "LOOK_S", 0.1)
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
 

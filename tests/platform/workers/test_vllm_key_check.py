@@ -27,7 +27,7 @@ AGENT_PATHS = [
 ]  # fmt: skip
 PATHS = [*CLIENT_PATHS, *AGENT_PATHS]
 SERVER = """
-import importlib, os, sys
+import importlib, os, socket, sys
 import uvicorn
 
 async def everything(scope, receive, send):
@@ -36,7 +36,9 @@ async def everything(scope, receive, send):
         await send({"type": "http.response.body", "body": b"served"})
 
 module, name = os.environ["CHECK"].rsplit(".", 1)
-uvicorn.run(getattr(importlib.import_module(module), name)(everything), fd=int(sys.argv[1]), lifespan="off")
+app = getattr(importlib.import_module(module), name)(everything)
+# With `fd`, uvicorn takes the socket for a local one, and each answer waits for the kernel to send its second part.
+uvicorn.Server(uvicorn.Config(app, lifespan="off")).run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
 """
 
 
