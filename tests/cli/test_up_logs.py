@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cortex.cli.up import Child, bound_logs
 from cortex.platform.workers.log_files import rotated
+from tests.support.until import until
 
 
 async def test_a_log_above_the_limit_is_cut_and_its_writer_continues(tmp_path: Path) -> None:
@@ -14,9 +15,7 @@ async def test_a_log_above_the_limit_is_cut_and_its_writer_continues(tmp_path: P
         bounding = asyncio.create_task(bound_logs([child], most_bytes=1000, check_s=0.001))
         await asyncio.sleep(0)
         writer.write(b"y")
-        async with asyncio.timeout(10):
-            while child.log.stat().st_size:  # noqa: ASYNC110 (a file's size tells of no change)
-                await asyncio.sleep(0.001)
+        await until(lambda: not child.log.stat().st_size)
         writer.write(b"on")
         bounding.cancel()
 

@@ -1,5 +1,7 @@
 """Pinning and other overrides on a running cortex."""
 
+import json
+
 import pytest
 
 from tests.e2e.workers import TWO
@@ -27,3 +29,10 @@ def test_contradictory_overrides_are_rejected(stack: Stack) -> None:
 
     assert answer.status_code == 400
     assert "min 3 and max 1" in answer.json()["error"]["message"]
+
+
+def test_hosts_are_told_to_forget_what_they_measured_of_a_known_function(stack: Stack) -> None:
+    forgotten, unknown = (stack.cli("fn", "forget", name, "--json") for name in ("fake/planned", "no/such"))
+
+    assert (forgotten.returncode, json.loads(forgotten.stdout)) == (0, {"id": "fake/planned", "entries": 0})
+    assert unknown.returncode == 4

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,9 @@ from cortex.platform.blocking_calls import BlockingCalls
 from cortex.platform.cancel import cancelled
 from cortex.router import live_catalogue
 from cortex.router.live_catalogue import LiveCatalogue
+from tests.support.until import until
 
 ONE, TWO = (f'[[models]]\nid = "{name}"\nengine = "fake"\n' for name in ("one", "two"))
-
-
-async def wait_until(condition: Callable[[], object]) -> None:
-    """Wait until the condition is true."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 (no event reports the change)
-            await asyncio.sleep(0.01)
 
 
 async def test_the_catalogue_stays_in_effect_while_its_file_does_not_answer(
@@ -37,12 +30,12 @@ async def test_the_catalogue_stays_in_effect_while_its_file_does_not_answer(
     monkeypatch.setattr(live_catalogue, "CHECK_S", 0.01)
     monkeypatch.setattr(live_catalogue, "_mark", hangs)
     following = asyncio.create_task(catalogue.follow())
-    await wait_until(lambda: catalogue.problem)
+    await until(lambda: catalogue.problem)
     problem, served = catalogue.problem, list(catalogue.catalogue.functions)
 
     path.write_text(ONE + TWO)
     back.set()
-    await wait_until(lambda: not catalogue.problem)
+    await until(lambda: not catalogue.problem)
     await cancelled([following])
 
     assert problem == f"{path} does not answer; the last valid catalogue stays in effect"

@@ -30,6 +30,7 @@ from tests.bench import servers
 from tests.bench.__main__ import Bench
 from tests.support.incoming import ReadingClient
 from tests.support.stack import free_port, own_redis
+from tests.support.until import until
 
 PLAIN = b'{"model":"bench/model","messages":[{"role":"user","content":"Hello!"}]}'
 STREAM = b'{"model":"bench/model","stream":true,"messages":[{"role":"user","content":"Hello!"}]}'
@@ -44,9 +45,7 @@ async def served(app: Any, port: int, *, lifespan: str = "off") -> AsyncIterator
     server = uvicorn.Server(listener.config(app, f"127.0.0.1:{port}", lifespan=lifespan))
     server.config.load()
     task = asyncio.create_task(server._serve())
-    async with asyncio.timeout(20):
-        while not server.started:  # noqa: ASYNC110 (uvicorn reports no start)
-            await asyncio.sleep(0.01)
+    await until(lambda: server.started)
     try:
         yield
     finally:

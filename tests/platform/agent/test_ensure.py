@@ -67,6 +67,24 @@ async def test_a_decision_in_time_begins_a_start(agent: Agent, monkeypatch: pyte
     assert any(type(e).__name__ == "Spawn" for e in effects)
 
 
+async def test_a_program_that_is_not_listed_is_neither_started_nor_planned(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    effects = pending_effects(agent, monkeypatch)
+    agent.settings = replace(agent.settings, agent=replace(agent.settings.agent, commands=(sys.executable,)))
+    listed, other = (
+        Function(id="f", engine=Engine.COMMAND, command=(name, "{port}")) for name in (sys.executable, "touch")
+    )
+
+    answers = [await agent.ensure(Ensure(other)), await agent.plan(other)]
+
+    assert effects == []
+    for refused in answers:
+        assert isinstance(refused, Rejected)
+        assert (refused.when, "`[agent] commands`" in refused.reason) == (When.NEVER, True)
+    assert isinstance(await agent.ensure(Ensure(listed)), Accepted)
+
+
 async def test_an_agent_begins_with_what_failed_before_its_restart(agent: Agent, tmp_path: Path) -> None:
     unparkable = {"revision": {Tier.SLEEP: "HTTP 500"}}
     state_file.write(agent._state_path, AgentState(unparkable=unparkable, builds=agent._builds))

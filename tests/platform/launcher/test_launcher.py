@@ -9,10 +9,13 @@ import json
 import os
 import secrets
 import signal
+import socket
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -24,6 +27,7 @@ from cortex.platform.process import environment, termination
 from cortex.platform.process.process_id import identify, is_alive, send
 from cortex.platform.workers import process
 from cortex.platform.workers.launch_context import LAUNCHER_ENV
+from tests.support.until import until
 
 INSTANCE = f"{secrets.token_hex(8)}-2"  # of this run: tests in parallel find and kill processes by this mark too
 OWNER = secrets.token_hex(4)
@@ -337,12 +341,22 @@ async def test_a_launcher_killed_while_it_forks_is_replaced_and_leaves_no_worker
     assert process.orphans_of(INSTANCE) == []
 
 
-async def test_a_start_that_is_cancelled_while_it_is_forked_leaves_no_worker(pool: RunningPool) -> None:
+async def test_a_start_that_is_cancelled_while_it_is_forked_leaves_no_worker(
+    pool: RunningPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent, send_fds = threading.Event(), socket.send_fds
+
+    def send(*order: Any) -> int:
+        number = send_fds(*order)
+        sent.set()
+        return number
+
     await pool.until("parked")
+    monkeypatch.setattr(socket, "send_fds", send)
     before = set(children_of(pool.pid()))
     os.kill(pool.pid(), signal.SIGSTOP)
     starting = asyncio.ensure_future(pool.start())
-    await asyncio.sleep(0.1)  # the order is sent, and not carried out
+    assert await asyncio.to_thread(sent.wait, 20)  # and not carried out
 
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)
@@ -461,12 +475,6 @@ def flags_of_output(pid: int) -> int:
 def children_of(pid: int) -> list[int]:
     """Return the children of a process that have not exited."""
     return [c.pid for c in psutil.Process(pid).children() if _runs(c.pid)]
-
-
-async def until(look: Callable[[], object], within_s: float = 30) -> None:
-    async with asyncio.timeout(within_s):
-        while not look():  # noqa: ASYNC110 (another process's doing)
-            await asyncio.sleep(0.02)
 
 
 def _runs(pid: int) -> bool:

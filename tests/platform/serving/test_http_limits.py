@@ -13,6 +13,7 @@ from cortex.platform.serving import http_limits
 from cortex.platform.serving.connections import Connections
 from cortex.platform.serving.http_limits import LimitedProtocol
 from tests.support.stack import free_port
+from tests.support.until import until
 
 LONG = b"x" * 32_000_000
 """More than the kernel holds for both ends of a connection."""
@@ -308,8 +309,7 @@ async def test_a_connection_over_the_limit_gets_503_and_is_served_after_one_clos
         refused = await talk(port)
         for _, writer in held:
             writer.close()
-        while connections.total:  # noqa: ASYNC110 (the server has no event for a connection that is gone)
-            await asyncio.sleep(0.01)
+        await until(lambda: not connections.total)
         served = await talk(port, request)
 
     assert (status(refused), status(served)) == (503, 200)

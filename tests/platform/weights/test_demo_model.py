@@ -4,7 +4,6 @@ import math
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 from cortex.platform.weights.demo_model import ASSISTANT, END, Bigram, demo_text, fit, split, write_bigram
+from tests.support.stack import eventually
 
 TEXT = "Alpha bravo, she said. Alpha charlie. Delta?"
 
@@ -151,11 +151,9 @@ def llama(demo: Path) -> Iterator[httpx.Client]:
             start_new_session=True,
         )
     try:
-        deadline = time.monotonic() + 20
-        while not (match := re.search(r"serving .* on (http://\S+)\n", log.read_text())):
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.005)
-        with httpx.Client(base_url=match[1], timeout=20) as client:
+        at = eventually(lambda: re.search(r"serving .* on (http://\S+)\n", log.read_text()), what=str(log))
+        assert at
+        with httpx.Client(base_url=at[1], timeout=20) as client:
             yield client
     finally:
         process.kill()

@@ -8,7 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from pathlib import Path
 
 import aiohttp
@@ -31,6 +31,7 @@ from cortex.platform.workers.worker_user import WorkerUser
 from tests.support import cuda_double
 from tests.support.cuda_double import MEMORY_MB, Card
 from tests.support.stack import free_port
+from tests.support.until import until
 
 pytestmark = pytest.mark.skipif(cuda_double.COMPILER is None, reason="needs a C compiler for the driver's double")
 
@@ -76,12 +77,6 @@ async def failure_of(work: Awaitable[object]) -> FreezeFailed:
     with pytest.raises(FreezeFailed) as raised:
         await work
     return raised.value
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 (another process changes it)
-            await asyncio.sleep(0.005)
 
 
 # Whether this host can freeze.

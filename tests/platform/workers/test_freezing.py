@@ -29,6 +29,7 @@ from cortex.platform.workers.tiers import Tiers
 from tests.support import cuda_double
 from tests.support.cuda_double import Card
 from tests.support.factories import an_instance
+from tests.support.until import until
 
 pytestmark = pytest.mark.skipif(cuda_double.COMPILER is None, reason="needs a C compiler for the driver's double")
 
@@ -77,8 +78,7 @@ class Worker:
         process = process_id.identify(self.child.pid)
         assert process
         async with asyncio.timeout(20):
-            while "Listening on " not in (text := (self._folder / "log").read_text()):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+            text = await until(lambda: (self._folder / "log").read_text().partition("Listening on ")[2])
             instance = an_instance(
                 id_,
                 function="f",
@@ -87,7 +87,7 @@ class Worker:
                 pid=process.pid,
                 boot=process.boot,
                 process_ticks=process.ticks,
-                url=text.partition("Listening on ")[2].split()[0],
+                url=text.split()[0],
                 server="fake",
                 health_path="/health",
                 tiers=(Tier.SLEEP, Tier.FREEZE) if sleeps else (Tier.FREEZE,),

@@ -7,8 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ import httpx
 import pytest
 
 from cortex.platform.weights.demo_model import write_bigram
+from tests.support.stack import eventually
 
 KEY = "a-key-that-is-not-to-be-seen"
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
@@ -34,14 +34,6 @@ class Server(NamedTuple):
 
     def busy(self) -> bool:
         return any(slot["is_processing"] for slot in self.client.get("/slots").json())
-
-
-def until(condition: Callable[[], Any], within_s: float = 20.0) -> Any:
-    deadline = time.monotonic() + within_s
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
-    return result
 
 
 def command(*flags: str | Path) -> list[str]:
@@ -66,7 +58,9 @@ def serving(log: Path, *flags: str | Path) -> Iterator[Server]:
             start_new_session=True,
         )
     try:
-        url = until(address)[1]
+        match = eventually(address)
+        assert match
+        url = match[1]
         # The server may close a connection after an answer without announcing it: none is used twice.
         limits, headers = httpx.Limits(max_keepalive_connections=0), {"Authorization": f"Bearer {KEY}"}
         with httpx.Client(base_url=url, headers=headers, timeout=20, limits=limits) as client:
@@ -137,7 +131,7 @@ def test_a_client_that_hangs_up_frees_its_slot(server: Server) -> None:
         next(lines)
         assert server.busy()
 
-    until(lambda: not server.busy(), within_s=5)
+    eventually(lambda: not server.busy(), within_s=5)
 
 
 def test_the_server_listens_on_its_own_address_only(server: Server) -> None:

@@ -1,5 +1,6 @@
 """Asking workers how they are: over real connections."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -92,16 +93,16 @@ async def test_a_port_that_is_closed_is_gone(tmp_path: Path) -> None:
 
 
 async def test_a_worker_that_does_not_answer_in_time_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import asyncio
-
     monkeypatch.setattr(probing, "PROBE_S", 0.1)
+    over = asyncio.Event()
 
-    async def never(request: web.Request) -> web.StreamResponse:
-        await asyncio.sleep(1)
+    async def late(request: web.Request) -> web.StreamResponse:
+        await over.wait()
         return web.Response()
 
-    async with a_worker(never) as url:
+    async with a_worker(late) as url:
         assert await pulse_at(url, tmp_path) is Pulse.SILENT
+        over.set()
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"null", b'{"data": 1}', b"\xff\xfe", b'{"data": [{"id": "x"}]}'])

@@ -20,6 +20,7 @@ from cortex.router.request.upstream import Broken, NotReached, Stranger, Upstrea
 from tests.support.factories import HOST, an_instance
 from tests.support.servers import answering_raw, serving
 from tests.support.stack import free_port
+from tests.support.until import until
 
 TOKEN = "t" * 32
 KEY = worker_key(host_token(TOKEN, HOST), "one")
@@ -234,14 +235,11 @@ async def test_a_view_is_unsure_of_instances_before_its_first_reading_and_while_
     following = asyncio.create_task(view.follow())
 
     try:
-        async with asyncio.timeout(10):
-            while view.away:  # noqa: ASYNC110 (the view tells no one of it)
-                await asyncio.sleep(0)
-            fresh = view.unsure("one")
-            record.away = True
-            while not view.away:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-            after = view.unsure("one")
+        await until(lambda: not view.away)
+        fresh = view.unsure("one")
+        record.away = True
+        await until(lambda: view.away)
+        after = view.unsure("one")
     finally:
         following.cancel()
 
