@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from msgspec.structs import replace
 from rich.console import Console
 from rich.table import Table
 
@@ -95,7 +96,9 @@ def _one(name: str, case: Case, scratch: Path, clients: Path, folder: Path, stac
     elif stack.state(case.model) == "cold":
         stack.cli("fn", "warm", case.model, "--wait")
     began = time.monotonic()
-    ran = CLIENTS[name](Place(clients, home, folder, stack.port), case)
+    # A conversation is known by its beginning, so no two clients begin one alike.
+    own = replace(case, prompt=f"{case.prompt} ({name})")
+    ran = CLIENTS[name](Place(clients, home, folder, stack.port), own)
     took_s = time.monotonic() - began
     (home / f"{case.model}.output").write_text(ran.output)
     return ran, case.judge(ran.output, ran.failed, folder), took_s
