@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 
 import httpx
 import msgspec
@@ -51,9 +52,10 @@ HEAD = """\
 # Benchmarks
 
 What the router costs beside nginx and a bare relay (ASGI in, aiohttp out, nothing in between). All are in front of one
-upstream, by turns in one run, and the best round of each is shown. Read the ratios: the machine's speed and load cancel
-out in them. `just bench` writes this page (`just bench NAME --write` one section), `just bench-cold --write` its last
-section; `just profile SCENARIO` shows where the time goes.
+upstream, by turns in one run. Read the ratios, of which each is the median of the rounds' ratios: the machine's speed
+and load cancel out in them. CPU is the median of the rounds, the rest the best round's. `just bench` writes this page
+(`just bench NAME --write` one section), `just bench-cold --write` its last section; `just profile SCENARIO` shows where
+the time goes.
 
 Machine: {cpus}. Software: {software}. Date: {date}.
 
@@ -62,13 +64,22 @@ processes; with `--workers 2` they share one listener."""
 
 
 class Figure(msgspec.Struct, frozen=True):
-    """What one server needed for one scenario: the least of all rounds."""
+    """What one server needed for one scenario: the median CPU time of a request, and the best round's other values."""
 
-    cpu_us: float
+    rounds_us: tuple[float, ...]
+    """CPU time of a request, by round."""
     rps: float
     p50_ms: float
     p99_ms: float
     memory_mb: float
+
+    @property
+    def cpu_us(self) -> float:
+        return median(self.rounds_us)
+
+    def times(self, other: "Figure") -> float:
+        """Return the median ratio of CPU times, round by round: each round has the machine's speed of its time."""
+        return median(a / b for a, b in zip(self.rounds_us, other.rounds_us, strict=True))
 
 
 class Bench:
@@ -219,7 +230,7 @@ def _arguments() -> argparse.Namespace:
 def _measure(
     bench: Bench, servers: Sequence[Contender], scenario: Scenario, options: argparse.Namespace
 ) -> dict[str, Figure]:
-    """Send a scenario to each server by turns; return the best round of each."""
+    """Send a scenario to each server by turns; return the figures of each."""
     number = max(scenario.connections, int(options.requests * scenario.share))
     able = [s for s in servers if s.translates or not scenario.translates]
     rounds: dict[str, list[Figure]] = {server.name: [] for server in able}
@@ -232,7 +243,7 @@ def _measure(
             rounds[server.name].append(_figure(server, timings, server.cpu_s() - before))
     return {
         name: Figure(
-            cpu_us=min(f.cpu_us for f in result),
+            rounds_us=tuple(f.cpu_us for f in result),
             rps=max(f.rps for f in result),
             p50_ms=min(f.p50_ms for f in result),
             p99_ms=min(f.p99_ms for f in result),
@@ -245,7 +256,7 @@ def _measure(
 def _figure(server: Contender, timings: Timings, cpu_s: float) -> Figure:
     number = len(timings.each)
     return Figure(
-        cpu_us=cpu_s / number * 1e6,
+        rounds_us=(cpu_s / number * 1e6,),
         rps=number / timings.whole_s,
         p50_ms=timings.percentile_ms(0.5),
         p99_ms=timings.percentile_ms(0.99),
@@ -261,7 +272,7 @@ def _table(figures: dict[str, Figure], relay: Figure | None) -> str:
     ]
     for server, f in figures.items():
         has_process = f.memory_mb > 0
-        ratio = f"{f.cpu_us / relay.cpu_us:.2f}" if relay and has_process else ""
+        ratio = f"{f.times(relay):.2f}" if relay and has_process else ""
         cpu, memory = (f"{f.cpu_us:.0f}", f"{f.memory_mb:.0f}") if has_process else ("", "")
         lines.append(f"| {server} | {cpu} | {ratio} | {f.rps:.0f} | {f.p50_ms:.1f} | {f.p99_ms:.1f} | {memory} |")
     return "\n".join(lines)
