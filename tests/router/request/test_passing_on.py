@@ -284,32 +284,19 @@ async def test_a_connection_whose_answer_is_complete_is_used_again_when_http_has
     assert connection.is_open
 
 
-async def test_a_connection_whose_answer_http_never_ends_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_connections, "END_S", 0.02)
+@pytest.mark.parametrize(
+    "more", [b"", b"0\r\n\r\n" + CHUNKED, b"0\r\n\r\nx"], ids=["nothing", "another answer", "no HTTP"]
+)
+async def test_a_connection_whose_answer_http_does_not_end_is_closed(
+    more: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_connections, "END_S", 0.02 if not more else 60)
     closed = asyncio.Event()
 
     async def talk(peer: Peer) -> None:
         await peer.request()
         await peer.send(CHUNKED + b"3\r\nend\r\n")
-        await peer.closed()
-        closed.set()
-
-    async with workers(talk) as there, connections() as pool:
-        response = await pool.post(there.url, "/", b"{}", {}, keeps_chunked=True)
-        await response.pass_to(Reader(wanted=3), MOST)
-        response.close()
-
-        await asyncio.wait_for(closed.wait(), 10)
-
-
-@pytest.mark.parametrize("more", [CHUNKED, b"x"], ids=["another answer", "no HTTP"])
-async def test_a_connection_that_ends_an_answer_with_something_else_is_closed(more: bytes) -> None:
-    closed = asyncio.Event()
-
-    async def talk(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(CHUNKED + b"3\r\nend\r\n")
-        await peer.send(b"0\r\n\r\n" + more)
+        await peer.send(more)
         await peer.closed()
         closed.set()
 
