@@ -26,8 +26,7 @@ class Client(Protocol):
     def start(self, status: int, headers: Headers) -> None: ...
     def write(self, data: bytes) -> None: ...
     @property
-    def takes_chunks(self) -> bool: ...
-    def write_chunk(self, chunk: bytes) -> None: ...
+    def write_chunk(self) -> Callable[[bytes], None] | None: ...
     async def end(self) -> None: ...
     def abort(self) -> None: ...
 
@@ -75,11 +74,8 @@ class PassingClient:
         self._client.write(data)
 
     @property
-    def takes_chunks(self) -> bool:
-        return self._client.takes_chunks
-
-    def write_chunk(self, chunk: bytes) -> None:
-        self._client.write_chunk(chunk)
+    def write_chunk(self) -> Callable[[bytes], None] | None:
+        return self._client.write_chunk
 
     async def end(self) -> None:
         await self._client.end()

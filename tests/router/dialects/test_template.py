@@ -117,7 +117,7 @@ def test_a_stream_in_chunks_of_http_is_the_same_with_and_without_their_framing(
 
     stream, output = ChatStream(Reply(id="c", model=model, usage_is_ours=True)), b""
     for piece, framing in pieces:
-        chunk = stream.feed_chunk(in_chunk(piece, framing))
+        chunk = stream.feed_chunk(in_chunk(piece, framing)) if stream.feed_chunk else b""
         output += unframed(chunk) if chunk else stream.feed(piece)
     output += stream.close()
 
@@ -130,6 +130,7 @@ def test_words_in_chunks_of_http_need_no_parser() -> None:
     for model in ("m", "an alias"):
         stream = ChatStream(Reply(id="c", model=model))
         stream.feed(words[0])
+        assert stream.feed_chunk
         assert all(stream.feed_chunk(in_chunk(word, "right")) for word in words)
         assert not any(stream.feed_chunk(in_chunk(word, framing)) for word in words for framing in ("wrong", "upper"))
 

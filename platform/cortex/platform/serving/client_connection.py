@@ -24,14 +24,15 @@ class ClientConnection:
     `on_writable` when a client that was `is_full` has read.
     """
 
-    __slots__ = ("_cycle", "_looks", "_protocol", "on_lost", "on_writable", "takes_chunks")
+    __slots__ = ("_cycle", "_looks", "_protocol", "on_lost", "on_writable", "write_chunk")
 
     def __init__(self, protocol: Any, cycle: RequestResponseCycle) -> None:
         self._protocol, self._cycle, self._looks = protocol, cycle, False
         self.on_lost: Callable[[], None] | None = None
         self.on_writable: Callable[[], None] | None = None
-        self.takes_chunks = False
-        """Whether `write_chunk` can send: the answer has begun in chunks, and the client reads it."""
+        self.write_chunk: Callable[[bytes], None] | None = None
+        """Sends a piece of the body that has its framing as a chunk (RFC 9112, 7.1). None: the answer has not begun in
+        chunks, or the client does not read."""
 
     def attach(self) -> "ClientConnection":
         """Report disconnects from now on: the request has been read."""
@@ -137,10 +138,6 @@ class ClientConnection:
         if data and not cycle.disconnected:
             cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if cycle.chunked_encoding else data)
 
-    def write_chunk(self, chunk: bytes) -> None:
-        """Send a piece of the body that has its framing as a chunk (RFC 9112, 7.1)."""
-        self._cycle.transport.write(chunk)
-
     async def end(self) -> None:
         """End the body."""
         cycle = self._cycle
@@ -156,7 +153,7 @@ class ClientConnection:
 
     def _complete(self) -> None:
         cycle = self._cycle
-        cycle.response_complete, self.takes_chunks = True, False
+        cycle.response_complete, self.write_chunk = True, None
         self._protocol.answering = None
         cycle.message_event.set()
         if not cycle.keep_alive:
@@ -167,18 +164,19 @@ class ClientConnection:
 
     def lose(self) -> None:
         """Report the disconnect."""
-        self._cycle.disconnected, self.takes_chunks = True, False
+        self._cycle.disconnected, self.write_chunk = True, None
         if self.on_lost is not None:
             self.on_lost()
 
     def pause(self) -> None:
         """Note that the client does not read."""
-        self.takes_chunks = False
+        self.write_chunk = None
 
     def _look_for_chunks(self) -> None:
         cycle = self._cycle
         is_open = cycle.response_started and not (cycle.disconnected or cycle.response_complete)
-        self.takes_chunks = is_open and cycle.chunked_encoding is True and not self.is_full
+        is_read = is_open and cycle.chunked_encoding is True and not self.is_full
+        self.write_chunk = cycle.transport.write if is_read else None
 
     def resume(self) -> None:
         """Report that the client has read."""

@@ -233,7 +233,7 @@ class InfillStream(FrameStream):
             answer, data = lenient.decode(frame.data, _decoder)
         if answer.error is not None:
             raise BadAnswer("the worker reported an error in its stream")
-        self.rough_tokens += 1
+        self._rough_tokens += 1
         if answer.stop:
             self.over, self.tokens = True, _tokens(answer)
         out.append(b"data: %b\n\n" % data)

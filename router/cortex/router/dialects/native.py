@@ -154,7 +154,7 @@ class NativeStream(FrameStream):
             return
         name = frame.event.decode("utf-8", "replace")
         if name.endswith("delta"):
-            self.rough_tokens += _rough_tokens(frame.data)
+            self._rough_tokens += _rough_tokens(frame.data)
         if name in _USAGE or name in _STARTS:
             self._read_event(frame.data, name)
         if name in _ENDS:

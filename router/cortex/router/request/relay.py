@@ -69,14 +69,14 @@ class Relay:
     def take_chunk(self, chunk: bytes) -> bool:
         """Pass on one whole chunk of HTTP, framing included, that differs from an earlier one in its text only. False:
         `take` has to."""
-        client = self._client
-        if self._is_changed or not client.takes_chunks:
+        feed, write = self._stream.feed_chunk, self._client.write_chunk
+        if feed is None or write is None or self._is_changed:
             return False
-        output = self._stream.feed_chunk(chunk)
+        output = feed(chunk)
         if not output:
             return False
         self._record.piece(time.monotonic())
-        client.write_chunk(output)
+        write(output)
         return True
 
     def close(self) -> None:

@@ -405,8 +405,8 @@ class Keeper(PassingClient):
         await self._client.send(status, headers, body)
 
     @property
-    def takes_chunks(self) -> bool:
-        return False  # the recording needs the events without framing
+    def write_chunk(self) -> None:
+        return None  # the recording needs the events without framing
 
     def write(self, data: bytes) -> None:
         if self.failure is None:
@@ -529,12 +529,8 @@ class Detached:
             self._client.write(data)
 
     @property
-    def takes_chunks(self) -> bool:
-        return self._client is not None and self._client.takes_chunks
-
-    def write_chunk(self, chunk: bytes) -> None:
-        if self._client:
-            self._client.write_chunk(chunk)
+    def write_chunk(self) -> Callable[[bytes], None] | None:
+        return self._client.write_chunk if self._client else None
 
     async def end(self) -> None:
         if self._client:

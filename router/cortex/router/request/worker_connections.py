@@ -152,8 +152,13 @@ class WorkerConnection(asyncio.Protocol):
             self.abort()
             return
         take_chunk = response.take_chunk
-        if take_chunk is not None and self._is_between_chunks and len(data) <= response.left and take_chunk(data):
-            response.left -= len(data)
+        if (
+            take_chunk is not None
+            and self._is_between_chunks
+            and (left := response.left - len(data)) >= 0
+            and take_chunk(data)
+        ):
+            response.left = left
             return  # the parser stays between chunks
         self._silent += len(data)
         try:

@@ -10,7 +10,7 @@ import msgspec
 
 from cortex.router.dialects.chat.answer import ChunkRepair, plain
 from cortex.router.dialects.core import chunks
-from cortex.router.dialects.core.chunks import CHARACTERS_PER_TOKEN, Plain, Tokens
+from cortex.router.dialects.core.chunks import Plain, Tokens
 from cortex.router.dialects.core.errors import Fault, openai_error
 from cortex.router.dialects.core.sse import Event, comment, encode_data
 from cortex.router.dialects.core.stream import DONE, FrameStream, is_empty
@@ -47,7 +47,6 @@ class ChatStream(FrameStream):
         """Of the choices of a completion: llama.cpp counts each prompt by itself."""
         self._around: Around | None = None
         """The client's bytes around the text of the template."""
-        self._chunk_form: ChunkForm | None = None
         self._started: set[int] = set()
         self._ended: set[int] = set()
 
@@ -66,19 +65,8 @@ class ChatStream(FrameStream):
     def ping(self, reason: str = "") -> bytes:
         return b"" if self.over else comment(reason or "waiting") + b"\n"
 
-    def feed_chunk(self, chunk: bytes) -> bytes:
-        """Relay a chunk of HTTP as it is framed, if a template has the event in it; else return nothing."""
-        form = self._chunk_form
-        if form is None or self.over or not self._is_between:
-            return b""
-        output, size = form.pass_on(chunk)
-        if output:
-            self._templates = 0
-            self.rough_tokens += size // CHARACTERS_PER_TOKEN or 1
-        return output
-
     def _relay_texts(self, template: Template, texts: list[bytes], data: bytes, out: list[bytes]) -> None:
-        self.rough_tokens += sum(map(rough_tokens, texts))
+        self._rough_tokens += sum(map(rough_tokens, texts))
         if self._around == template.around:
             out.append(data)
         elif self._around is not None:
@@ -93,7 +81,7 @@ class ChatStream(FrameStream):
         if is_empty(frame.data):
             return
         chunk, data = chunks.decode_strict(frame.data)
-        self.rough_tokens += chunks.rough_tokens(chunk)
+        self._rough_tokens += chunks.rough_tokens(chunk)
         if chunk.usage is not None:
             self._usage = chunk.usage
             if not chunk.choices and self._reply.usage_is_ours:
@@ -108,9 +96,10 @@ class ChatStream(FrameStream):
         out.append(encode_data(output))
         if template := self._decoded(chunk, frame.data):
             self._around = around = template.around_in(output)
-            self._chunk_form = None if around is None else ChunkForm(template.around, around)
             if around is None:
                 self._template = None
+            else:
+                self._chunk_form = ChunkForm(template.around, around)
 
     def _relay_last(self, frame: Event, out: list[bytes]) -> None:
         """Relay the last frame. It may be half a chunk, which is ignored."""

@@ -7,7 +7,7 @@ input is ignored.
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -17,7 +17,7 @@ from cortex.router.dialects.core.chunks import Chunk, Tokens
 from cortex.router.dialects.core.errors import BadAnswer, Fault
 from cortex.router.dialects.core.sse import Event as Frame
 from cortex.router.dialects.core.sse import SSEDecoder, comment
-from cortex.router.dialects.core.template import Template, template_of
+from cortex.router.dialects.core.template import ChunkForm, Template, template_of
 
 DONE = b"[DONE]"
 EVENTS = b"text/event-stream; charset=utf-8"
@@ -48,9 +48,9 @@ class Stream(Protocol):
     """A stream to a client.
 
     Call `fit()` when the prompt was counted, `open()` and `ping()` while waiting (with the reason, if it is known),
-    `feed()` per piece of the worker's body, `close()` at its end, `fail()` when the worker is lost. `feed_chunk()`
-    takes a piece in HTTP's chunk framing and returns it as framed for the client; it returns nothing, and has no
-    effect, if the piece has to be fed without its framing. `fault`: the error
+    `feed()` per piece of the worker's body, `close()` at its end, `fail()` when the worker is lost. `feed_chunk()`,
+    where there is one, takes a piece in HTTP's chunk framing and returns it as framed for the client; it returns
+    nothing, and has no effect, if the piece has to be fed without its framing. `fault`: the error
     that ended it; `over`: no bytes follow; `tokens`: the worker's usage; `rough_tokens`: an estimate of the output so
     far, for a stream that ends without usage; `media_type`: its content type; `tells_errors`: whether `fail` returns
     an error that a client reads, else a failed stream ends with its connection.
@@ -58,16 +58,17 @@ class Stream(Protocol):
 
     fault: Fault | None
     over: bool
-    rough_tokens: int
     media_type: bytes
     tells_errors: bool
+    feed_chunk: Callable[[bytes], bytes] | None
 
+    @property
+    def rough_tokens(self) -> int: ...
     @property
     def tokens(self) -> Tokens: ...
     def fit(self, max_tokens: int | None, input_tokens: int | None) -> None: ...
     def open(self) -> bytes: ...
     def feed(self, data: bytes) -> bytes: ...
-    def feed_chunk(self, chunk: bytes) -> bytes: ...
     def close(self) -> bytes: ...
     def ping(self, reason: str = "") -> bytes: ...
     def fail(self, fault: Fault) -> bytes: ...
@@ -86,13 +87,21 @@ class FrameStream(ABC):
     def __init__(self) -> None:
         self.fault: Fault | None = None
         self.over = False
-        self.rough_tokens = 0
+        self.feed_chunk: Callable[[bytes], bytes] | None = None
+        self._rough_tokens = 0
+        """Without those of `_chunk_form`."""
         self._frames = SSEDecoder()
         self._is_between = True
         """Whether the next byte begins a frame."""
         self._template: Template | None = None
         self._templates = 0
         """Templates since one last matched."""
+        self._chunk_form: ChunkForm | None = None
+        """Relays a chunk of HTTP as it is framed, if a template has the event in it."""
+
+    @property
+    def rough_tokens(self) -> int:
+        return self._rough_tokens + (self._chunk_form.rough_tokens if self._chunk_form else 0)
 
     def feed(self, data: bytes) -> bytes:
         """Relay the frames that a piece of the worker's body completes."""
@@ -112,14 +121,13 @@ class FrameStream(ABC):
             self._is_between = self._frames.is_between
         except BadAnswer as error:
             out.append(self.fail(error.fault()))
+        form = self._chunk_form
+        self.feed_chunk = None if form is None or self.over or not self._is_between else form.pass_on
         return b"".join(out)
-
-    def feed_chunk(self, chunk: bytes) -> bytes:
-        """Relay a chunk of HTTP as it is framed, if a template has the event in it; else return nothing."""
-        return b""
 
     def close(self) -> bytes:
         """End the stream: the worker's body has ended."""
+        self.feed_chunk = None
         if self.over:
             return b""
         out: list[bytes] = []
@@ -136,12 +144,16 @@ class FrameStream(ABC):
         """End the stream with an error."""
         if self.over:
             return b""
-        self.over, self.fault = True, fault
+        self.over, self.fault, self.feed_chunk = True, fault, None
         return self._encode_fault(fault)
 
     def _decoded(self, chunk: Chunk, data: bytes) -> Template | None:
         """Take a chunk that was decoded as the template of those that follow, and return it. None: the chunk cannot be
         one, or too many before it never matched."""
+        form, self._chunk_form = self._chunk_form, None
+        if form is not None and form.rough_tokens:
+            self._templates = 0
+            self._rough_tokens += form.rough_tokens
         if self._templates >= TEMPLATES:
             return None
         self._templates += 1
@@ -205,7 +217,7 @@ class TranslatedStream(FrameStream):
             self._relay_chunk(template.chunk(text), out)
 
     def _relay_chunk(self, chunk: Chunk, out: list[bytes]) -> None:
-        self.rough_tokens += chunks.rough_tokens(chunk)
+        self._rough_tokens += chunks.rough_tokens(chunk)
         if opening := self._machine.open():
             out.append(self._encode_events(opening))
         out.append(self._encode_events(self._machine.feed(chunk)))

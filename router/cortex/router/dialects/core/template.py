@@ -72,47 +72,49 @@ class ChunkForm:
     """The form of whole chunks of HTTP (RFC 9112, 7.1) that have one frame of a template each, framing included, and
     what they become for a client whose frames have other bytes around the text."""
 
-    __slots__ = ("_client", "_heads", "_tail", "_worker")
+    __slots__ = ("_client", "_client_tail", "_sizes", "_tail", "_worker", "rough_tokens")
 
     def __init__(self, worker: Around, client: Around) -> None:
-        self._worker, self._client, self._tail = worker, client, worker[1] + _LINE_END
-        self._heads: dict[int, tuple[bytes, bytes]] = {}
-        """What a chunk begins with, here and at the client, by its size."""
+        self._worker, self._client = worker, client
+        self._tail, self._client_tail = worker[1] + _LINE_END, client[1] + _LINE_END
+        self._sizes: dict[int, _Size] = {}
+        self.rough_tokens = 0
+        """An estimate of the tokens that were passed on."""
 
-    def pass_on(self, chunk: bytes) -> tuple[bytes, int]:
-        """Return the client's chunk, and the length of its text. Nothing, for any other chunk and for texts that are
-        not plain ASCII."""
-        heads = self._heads.get(len(chunk)) or self._heads_of(len(chunk))
-        head, client_head = heads
-        tail = self._tail
-        if not (chunk.startswith(head) and chunk.endswith(tail)):
-            return _NOTHING
-        text = chunk[len(head) : -len(tail)]
+    def pass_on(self, chunk: bytes) -> bytes:
+        """Return the client's chunk. Nothing, for any other chunk and for texts that are not plain ASCII."""
+        size = len(chunk)
+        head, client_head, end, tokens = self._sizes.get(size) or self._size(size)
+        if not (chunk.startswith(head) and chunk.endswith(self._tail)):
+            return b""
+        text = chunk[len(head) : end]
         if text.translate(None, _PLAIN):
-            return _NOTHING
-        return chunk if client_head is head else b"".join((client_head, text, self._client[1], _LINE_END)), len(text)
+            return b""
+        self.rough_tokens += tokens
+        return chunk if client_head is head else b"".join((client_head, text, self._client_tail))
 
-    def _heads_of(self, size: int) -> tuple[bytes, bytes]:
-        """Return what a chunk of a size begins with if it is of this form."""
-        before, after = self._worker
-        for digits in range(1, 8):
-            frame = size - digits - 2 * len(_LINE_END)
+    def _size(self, size: int) -> "_Size":
+        """Return what chunks of a size have in common, and remember it."""
+        if len(self._sizes) >= _SIZES:
+            self._sizes.clear()
+        (before, after), (client_before, client_after) = self._worker, self._client
+        found = _NO_SIZE
+        digits = len(b"%x" % size)
+        for frame in (size - digits - 2 * len(_LINE_END), size - digits + 1 - 2 * len(_LINE_END)):
+            line = b"%x\r\n" % frame
             text = frame - len(before) - len(after)
-            if text > 0 and len(b"%x" % frame) == digits:
-                break
-        else:
-            return _NO_HEADS
-        head = client_head = b"%x\r\n%b" % (frame, before)
-        if self._client != self._worker:
-            client_head = b"%x\r\n%b" % (len(self._client[0]) + text + len(self._client[1]), self._client[0])
-        if len(self._heads) >= _SIZES:
-            self._heads.clear()
-        self._heads[size] = head, client_head
-        return head, client_head
+            if text > 0 and len(line) + frame + len(_LINE_END) == size:
+                head = client_head = line + before
+                if self._client != self._worker:
+                    client_head = b"%x\r\n%b" % (len(client_before) + text + len(client_after), client_before)
+                found = head, client_head, len(head) + text, text // CHARACTERS_PER_TOKEN or 1
+        self._sizes[size] = found
+        return found
 
 
-_NOTHING = b"", 0
-_NO_HEADS = b"\0", b""
+_Size = tuple[bytes, bytes, int, int]
+"""Of the chunks of one size: what they begin with, here and at the client, where the text ends, and its tokens."""
+_NO_SIZE = b"\0", b"", 0, 0
 """No chunk begins with it."""
 _SIZES = 256
 

@@ -5,6 +5,7 @@ other broken answer ends with its connection, so that it never looks complete.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -87,6 +88,8 @@ class MediaStream:
     """The `Stream` of an answer that is not JSON."""
 
     rough_tokens = 0
+    feed_chunk: Callable[[bytes], bytes] | None = None
+    """Only the body is read."""
 
     def __init__(self, reply: Reply, media_type: bytes, tokens: Tokens) -> None:
         self.fault: Fault | None = None
@@ -113,10 +116,6 @@ class MediaStream:
         if self.tells_errors:
             self._read(data)
         return data
-
-    def feed_chunk(self, chunk: bytes) -> bytes:
-        """Return nothing: only the body is read."""
-        return b""
 
     def close(self) -> bytes:
         """End the answer: the worker's body has ended."""
