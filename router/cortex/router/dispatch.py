@@ -60,31 +60,35 @@ class Dispatcher:
             preflight = self._cross_origin.preflight(scope["method"], scope["headers"])
             if preflight is not None:
                 return _send_empty(send, preflight)
-        handler = self._handler(scope["path"])
-        if handler is None:
+        route = self._route(scope["path"])
+        if route is None:
             return self._audit.serve(self.rest, scope, receive, send)
         if scope["method"] == METHOD:
-            return self._serve(handler, scope, receive, client)
+            return self._serve(*route, scope, receive, client)
         if scope["method"] == "OPTIONS":
             return _send_empty(send, [(b"allow", f"OPTIONS, {METHOD}".encode())])
         return send_whole(send, self._rejections.answer(scope, wrong_method(scope["path"], scope["method"])))
 
-    def _handler(self, path: str) -> Handler | None:
-        handler = self.inference.get(path)
+    def _route(self, path: str) -> tuple[Handler, str] | None:
+        """Return the handler of a path, and the function that the path names, or ""."""
+        handler, function = self.inference.get(path), ""
         if handler is None and (below := engine.below(path)) is not None:
-            handler = self.inference.get(below[1])
+            function, rest = below
+            handler = self.inference.get(rest)
         if handler is None and (path[-1:] == "/" or "//" in path):
             handler = self.inference.get("/" + "/".join(filter(None, path.split("/"))))
-        return handler
+        return None if handler is None else (handler, function)
 
-    async def _serve(self, handler: Handler, scope: Any, receive: Receive, client: ClientConnection) -> None:
+    async def _serve(
+        self, handler: Handler, function: str, scope: Any, receive: Receive, client: ClientConnection
+    ) -> None:
         request: Incoming | None = None
         if client.is_full:  # with answers to the connection's earlier requests
             await client.drain()
         try:
             caller = await self._guard.authorize(scope, NEEDS)
             request = Incoming(scope, receive, caller, client.take_body)
-            request.name = (engine.below(scope["path"]) or ("", ""))[0]
+            request.name = function
             answering = await handler(request)
             await answering(client.attach())
             return

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from cortex.router.request import deadlines
-from cortex.router.request.deadlines import Deadlines
+from cortex.router.request.deadlines import Deadline, Deadlines
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +15,7 @@ def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def work(limits: Deadlines, seconds: float, done: asyncio.Event) -> str:
     try:
-        with limits.limit(seconds):
+        with Deadline(limits, seconds):
             await done.wait()
             return "done"
     except TimeoutError:
@@ -55,13 +55,13 @@ async def test_a_cancellation_that_comes_with_the_limit_is_not_lost() -> None:
 
 async def test_a_limit_within_a_limit_ends_the_inner_work_only() -> None:
     limits = Deadlines()
-    with limits.limit(60):
+    with Deadline(limits, 60):
         assert await work(limits, 0.02, asyncio.Event()) == "late"
 
 
 async def test_requests_share_one_timer_which_ends_with_them() -> None:
     limits, loop = Deadlines(), asyncio.get_running_loop()
-    with limits.limit(60), limits.limit(60):
+    with Deadline(limits, 60), Deadline(limits, 60):
         timers = {handle for handle in loop._scheduled if "Deadlines._look" in repr(handle)}  # type: ignore[attr-defined]
         assert len(timers) == 1
     limits._look()

@@ -36,11 +36,13 @@ class ClientConnection:
 
     def attach(self) -> "ClientConnection":
         """Report disconnects from now on: the request has been read."""
-        if self._protocol.transport.is_closing():  # uvicorn marks only the newest request of a connection
+        protocol = self._protocol
+        if protocol.transport.is_closing():  # uvicorn marks only the newest request of a connection
             self._cycle.disconnected = True
             return self
-        self._protocol.answering = self
-        self._protocol.flow.resume_reading()  # a connection that is not read is never seen to close
+        protocol.answering = self
+        if protocol.flow.read_paused:  # a connection that is not read is never seen to close
+            protocol.flow.resume_reading()
         return self
 
     def take_body(self) -> bytes | None:

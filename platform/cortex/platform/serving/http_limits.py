@@ -97,7 +97,8 @@ class LimitedProtocol(HttpToolsProtocol):
                 self.transport.abort()
             return
         super().data_received(data)
-        if self._at == _IDLE and self._answering():  # a whole request
+        cycle = self.cycle
+        if self._at == _IDLE and cycle is not None and not cycle.response_complete:  # a whole request
             self._bytes = 0
             if self._head_bytes:
                 self._hold(0)
@@ -139,7 +140,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        super().on_url(url)
+        self.url += url
         if len(self.url) > URL_BYTES:
             self._refuse(414, "URI Too Long")
 
@@ -296,7 +297,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         elif self._at != _LINGER:

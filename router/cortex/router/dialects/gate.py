@@ -63,9 +63,9 @@ class FilterResult(msgspec.Struct, frozen=True):
 
 def filter_fields(fields: Fields, passing: Passing) -> FilterResult:
     """Return the fields to forward. Raises BadRequest for a field that is refused or out of bounds."""
-    unlisted = (fields.keys() - passing.fields) | (fields.keys() & OWN)
-    bounded = fields.keys() & _BOUNDED
-    extra = fields.keys() & passing.allow
+    names = fields.keys()
+    unlisted = (names - passing.fields) | (names & OWN)
+    bounded, extra = names & _BOUNDED, names & passing.allow
     if not (unlisted or bounded or extra):
         return FilterResult(fields)
     for name in sorted(unlisted & CHANGES_THE_ANSWER):

@@ -126,7 +126,8 @@ class Ticket:
             self._admission.in_flight.leave(self, *self._boarded)
         if self._candidate.is_batch:
             self._admission.batch_gate.leave(self._candidate)
-        self._leave_gate()
+        if self._waiter is not None:
+            self._waiter.leave()
 
     def board(self) -> Instance | None:
         """Choose a ready instance and count the request as in flight there, in one step: otherwise a report in between
@@ -152,7 +153,8 @@ class Ticket:
         Raises QueueFull, NotReadyInTime, NoCapacity, StartFailed, RecordIsAway, or what `look_up` raises.
         """
         activator, candidate = self._admission.activator, self._candidate
-        self._leave_gate()  # of an earlier wait, which had a time limit
+        if self._waiter is not None:
+            self._waiter.leave()  # an earlier wait, which had a time limit
         waiter = self._waiter = self._admission.gate.join(candidate.target.base.id, candidate.priority)
         began, queue_of = time.monotonic(), ""
         with ExitStack() as limit:
@@ -183,7 +185,8 @@ class Ticket:
             )
             if self.must_wait and not self._candidate.is_batch:
                 self._admission.batch_gate.make_room(instance)
-        self._leave_gate()
+        if self._waiter is not None:
+            self._waiter.leave()
 
     @property
     def must_wait(self) -> bool:
@@ -194,10 +197,6 @@ class Ticket:
         """Wait for (4)."""
         if self._place is not None:
             await self._admission.wait_for_slot(self._place)
-
-    def _leave_gate(self) -> None:
-        if self._waiter is not None:
-            self._waiter.leave()
 
     def _load(self, instance: str) -> int:
         return self._admission.in_flight.on(instance) + self._admission.view.elsewhere(instance)

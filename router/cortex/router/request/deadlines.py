@@ -14,14 +14,10 @@ class Deadlines:
         self._live: set[Deadline] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def limit(self, seconds: float) -> "Deadline":
-        """Return a context that raises TimeoutError after so many seconds, in the task that enters it."""
-        return Deadline(self, seconds)
-
-    def add(self, deadline: "Deadline") -> None:
+    def add(self, deadline: "Deadline", loop: asyncio.AbstractEventLoop) -> None:
         self._live.add(deadline)
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(STEP_S, self._look)
+            self._timer = loop.call_later(STEP_S, self._look)
 
     def remove(self, deadline: "Deadline") -> None:
         self._live.discard(deadline)
@@ -37,7 +33,8 @@ class Deadlines:
 
 
 class Deadline:
-    """One limit. A cancellation from elsewhere is passed on as it is."""
+    """One limit: a context that raises TimeoutError after so many seconds, in the task that enters it. A cancellation
+    from elsewhere is passed on as it is."""
 
     __slots__ = ("_cancels", "_deadlines", "_has_expired", "_seconds", "_task", "at")
 
@@ -45,11 +42,12 @@ class Deadline:
         self._deadlines, self._seconds, self._has_expired = deadlines, seconds, False
 
     def __enter__(self) -> None:
-        task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         assert task is not None
         self._task, self._cancels = task, task.cancelling()
-        self.at = asyncio.get_running_loop().time() + self._seconds
-        self._deadlines.add(self)
+        self.at = loop.time() + self._seconds
+        self._deadlines.add(self, loop)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._deadlines.remove(self)

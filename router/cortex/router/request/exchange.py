@@ -40,7 +40,7 @@ from cortex.router.request.capability_checks import check_tools
 from cortex.router.request.client_answer import ClientAnswer
 from cortex.router.request.context_restores import ContextRestores
 from cortex.router.request.context_window import Settle
-from cortex.router.request.deadlines import Deadlines
+from cortex.router.request.deadlines import Deadline, Deadlines
 from cortex.router.request.deaths import Deaths, End, may_replay
 from cortex.router.request.prompt_cache import HiddenCounts, SlotTable, salted, seated, slots_to_seat
 from cortex.router.request.relay import Relay
@@ -276,7 +276,7 @@ class Exchange:
         function, view, deaths = self.target.function, self._exchanges.view, self._exchanges.deaths
         placed, request_record = view.placed(instance.id), self.request_record
         try:
-            with self._exchanges.deadlines.limit(function.request_timeout_s):
+            with Deadline(self._exchanges.deadlines, function.request_timeout_s):
                 if ticket.must_wait:
                     began, request_record.phase = time.monotonic(), "waiting"
                     await ticket.wait_for_slot()
@@ -392,7 +392,8 @@ class Exchange:
         if not self._call.path:
             await self._client_answer.send_whole(self._call.reply.plain(b"").body)
             return
-        check_adapter(self.target, instance)
+        if self.target.has_adapter:
+            check_adapter(self.target, instance)
         body = self._call.body if self._call.settle is None else await self._fit(instance, self._call.settle)
         if self._call.path in GENERATES:
             body = with_adapter(body, self.target, instance)

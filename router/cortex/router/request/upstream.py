@@ -74,7 +74,7 @@ class Answer:
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield the body as it comes, STREAM_BYTES of it at most."""
         left = STREAM_BYTES
-        with _mapped:
+        try:
             packed = worker_http.encoding(self._response)
             body = worker_http.pieces(self._response) if packed else self._response.content.iter_any()
             async for chunk in body:
@@ -82,21 +82,24 @@ class Answer:
                 if left < 0:
                     raise worker_http.too_long(STREAM_BYTES)
                 yield chunk
+        except _FAILURES as error:
+            raise _failure(error) from error
 
     async def pass_to(self, sink: Relaying) -> None:
         """Pass the body to a sink as it arrives, STREAM_BYTES of it at most. Raises what the sink does, too."""
-        with _mapped:
+        try:
             if not worker_http.encoding(self._response):
-                try:
-                    await self._response.pass_to(sink, STREAM_BYTES)
-                except BodyTooLong:
-                    raise worker_http.too_long(STREAM_BYTES) from None
+                await self._response.pass_to(sink, STREAM_BYTES)
                 return
-            async for chunk in self.chunks():
-                sink.take(chunk)
-                if sink.over:
-                    return
-                await sink.drain()
+        except BodyTooLong:
+            raise _failure(worker_http.too_long(STREAM_BYTES)) from None
+        except _FAILURES as error:
+            raise _failure(error) from error
+        async for chunk in self.chunks():
+            sink.take(chunk)
+            if sink.over:
+                return
+            await sink.drain()
 
     def close(self) -> None:
         """Release the answer. Closes the connection unless the body was read to its end, or is about to end."""
@@ -104,18 +107,21 @@ class Answer:
 
     async def whole(self) -> bytes:
         """Return the whole body, ANSWER_BYTES of it at most."""
-        with _mapped:
+        try:
             if worker_http.encoding(self._response):
                 return await worker_http.whole(self._response, ANSWER_BYTES)
-            try:
-                return await self._response.whole(ANSWER_BYTES)
-            except BodyTooLong:
-                raise worker_http.too_long(ANSWER_BYTES) from None
+            return await self._response.whole(ANSWER_BYTES)
+        except BodyTooLong:
+            raise _failure(worker_http.too_long(ANSWER_BYTES)) from None
+        except _FAILURES as error:
+            raise _failure(error) from error
 
     async def error(self) -> bytes:
         """Return the body of an error, or its beginning."""
-        with _mapped:
+        try:
             return await worker_http.beginning(self._response)
+        except _FAILURES as error:
+            raise _failure(error) from error
 
 
 class Upstream:
@@ -155,11 +161,11 @@ class Upstream:
         in_pieces = not isinstance(body, bytes)
         prove = self._unsure(instance.id) or (in_pieces and (instance.host, instance.id) not in self._keys)
         for key in self._last_key_first(instance):
-            if prove:
-                with _mapped_unsent:  # the request itself has not been sent
-                    if not await worker_http.serves(self._http, instance, key):
-                        continue
-            with _mapped:
+            is_sent = False
+            try:
+                if prove and not await worker_http.serves(self._http, instance, key):
+                    continue
+                is_sent = True
                 headers = worker_http.headers(key)
                 if more:
                     headers.update(more)
@@ -175,6 +181,8 @@ class Upstream:
                 if response.status not in worker_http.KEY_REFUSED or await self._refuses(response, instance, key):
                     self._remember(instance, key)
                     return Answer(response)
+            except _FAILURES as error:
+                raise _failure(error, Broken if is_sent else NotReached) from error
             if in_pieces:
                 break
         self._keys.pop((instance.host, instance.id), None)
@@ -184,12 +192,14 @@ class Upstream:
         """Return the status and the body of a path that a worker answers from what it knows. Raises Broken, Stranger or
         BadAnswer."""
         for key in self._last_key_first(instance):
-            with _mapped:
+            try:
                 if self._unsure(instance.id) and not await worker_http.serves(self._http, instance, key):
                     continue
                 status, body = await worker_http.read(self._http, instance, key, path)
-                if status not in worker_http.KEY_REFUSED:
-                    return status, body
+            except _FAILURES as error:
+                raise _failure(error) from error
+            if status not in worker_http.KEY_REFUSED:
+                return status, body
         raise Stranger(f"{instance.url} does not know the key of instance {instance.id}, or has another model")
 
     async def is_well(self, instance: Instance) -> bool:
@@ -221,26 +231,15 @@ class Upstream:
             self._keys[name] = key
 
 
-class _Mapped:
-    """Maps the errors of a connection. One object for each mapping: a generator costs three times as much."""
-
-    def __init__(self, failure: type[Broken]) -> None:
-        self._failure = failure
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if error is None:
-            return
-        if isinstance(error, Unreadable):
-            raise BadAnswer(f"the worker's answer cannot be read: {error}") from None
-        if isinstance(error, NotConnected):
-            raise NotReached(str(error)) from error
-        if isinstance(error, ConnectionWasReset):
-            raise NotRead(str(error)) from error
-        if isinstance(error, _BREAKS):
-            raise self._failure(worker_http.failure(error)) from error
+_FAILURES = (Unreadable, OSError, *worker_http.BREAKS)
 
 
-_BREAKS = (*worker_http.BREAKS, OSError)
-_mapped, _mapped_unsent = _Mapped(Broken), _Mapped(NotReached)
+def _failure(error: Exception, otherwise: type[Broken] = Broken) -> Exception:
+    """Return what a connection's error is to the rest of the router."""
+    if isinstance(error, Unreadable):
+        return BadAnswer(f"the worker's answer cannot be read: {error}")
+    if isinstance(error, NotConnected):
+        return NotReached(str(error))
+    if isinstance(error, ConnectionWasReset):
+        return NotRead(str(error))
+    return otherwise(worker_http.failure(error))

@@ -115,7 +115,8 @@ class WorkerResponse:
                 left -= self._size if declared is None else 0
                 self._pieces.clear()
                 self._size = 0
-                self._resume()
+                if self._paused:
+                    self._resume()
             elif self._complete:
                 return body[0] if len(body) == 1 else b"".join(body)
             elif self._failure is not None:
@@ -129,7 +130,8 @@ class WorkerResponse:
         passed together. Raises BodyTooLong for more than `most` bytes, ConnectionFailed, and what the sink raises."""
         self._sink, self.left, self.take_chunk = sink, most, sink.take_chunk
         try:
-            self._resume()
+            if self._paused:
+                self._resume()
             self.flush()
             while self._sink_error is None and not (self._complete or sink.over):
                 if self._failure is not None:
@@ -195,12 +197,13 @@ class WorkerResponse:
 
     def _resume(self) -> None:
         """Go on: the reader has room again."""
-        if self._paused:
-            self._paused = False
-            if self._sink is not None:
-                self.take_chunk = self._sink.take_chunk
-            self._connection.resume_reading()
-            self.flush()
+        if not self._paused:
+            return
+        self._paused = False
+        if self._sink is not None:
+            self.take_chunk = self._sink.take_chunk
+        self._connection.resume_reading()
+        self.flush()
 
     def begin(self, status: int) -> None:
         self.status = status
