@@ -6,6 +6,7 @@ from cortex.platform.fleet import Fleet
 from cortex.platform.record import Use
 from cortex.router.activation.load_balancing import candidates, hosts_to_ask
 from cortex.router.decision_log import MOST_A_SECOND, DecisionLog, RouterDecision
+from cortex.router.request_record import Finished
 from tests.router.test_request_record import a_finished
 from tests.support.factories import a_device, a_function, a_host, a_need, an_instance
 
@@ -17,7 +18,7 @@ def kinds(decisions: DecisionLog) -> list[str]:
 def test_a_warm_request_records_no_decision() -> None:
     decisions = DecisionLog("r")
 
-    decisions.note_request(a_finished())
+    decisions.note_requests(Finished([a_finished()]))
 
     assert kinds(decisions) == []
 
@@ -28,9 +29,11 @@ def test_waits_replays_and_rejections_record_a_decision_with_the_request_id() ->
     replayed.forwarded("i-1", "here")
     replayed.broke("connection refused")
 
-    decisions.note_request(a_finished(id="req_1", cold=True, queued_s=2.5, instance="i-1", host="here"))
-    decisions.note_request(replayed)
-    decisions.note_request(a_finished(id="req_3", fault="rate_limited", status=429, why="2 requests wait already"))
+    decisions.note_requests(Finished([a_finished(id="req_1", cold=True, queued_s=2.5, instance="i-1", host="here")]))
+    decisions.note_requests(Finished([replayed]))
+    decisions.note_requests(
+        Finished([a_finished(id="req_3", fault="rate_limited", status=429, why="2 requests wait already")])
+    )
 
     waited, retry, rejected = decisions.take()
     assert (waited.what, waited.request, waited.inputs["queued_ms"]) == ("waited", "req_1", 2500)
@@ -47,7 +50,7 @@ def test_decisions_above_the_rate_limit_are_counted_in_one_entry() -> None:
     decisions = DecisionLog("r")
 
     for _ in range(MOST_A_SECOND * 10):
-        decisions.note_request(a_finished(cold=True))
+        decisions.note_requests(Finished([a_finished(cold=True)]))
 
     entries = decisions.take()
     assert MOST_A_SECOND < len(entries) <= 2 * MOST_A_SECOND + 1  # two seconds, if one ends during the loop

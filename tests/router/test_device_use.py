@@ -10,7 +10,7 @@ from cortex.platform.agent.device_meter import DeviceMeter
 from cortex.platform.record import DeviceUse, HostRecord, RouterReport
 from cortex.platform.usage import Place, split
 from cortex.router.device_use import DeviceUses
-from cortex.router.request_record import RequestRecord
+from cortex.router.request_record import Finished, RequestRecord
 from tests.support.factories import a_device, a_host, an_instance
 
 
@@ -36,7 +36,7 @@ class Requests:
         for name, number in tokens.items():
             setattr(record, name, number)
         self.live.remove(record)
-        self.uses.finished([record])
+        self.uses.finished(Finished([record]))
 
     def used(self, gpu_ms: int, mj: int, **more: Any) -> None:
         """Have the host report what this router's requests used."""

@@ -9,7 +9,7 @@ from cortex.platform.faults import Faults
 from cortex.router.api_types import Try
 from cortex.router.metrics import latency
 from cortex.router.metrics.traffic import BUCKET_S, HOUR, Traffic, merge
-from cortex.router.request_record import RECENT, RequestRecord, RequestRecords, each, summary
+from cortex.router.request_record import RECENT, Finished, RequestRecord, RequestRecords, summary
 
 
 def a_request_record(id: str = "req_1", *, function: str = "org/model", **noted: Any) -> RequestRecord:
@@ -86,7 +86,10 @@ async def test_a_request_is_over_once_and_the_listeners_get_those_of_a_moment_to
 
 async def test_a_line_of_a_batch_that_will_return_has_no_outcome() -> None:
     every, outcomes = list[str](), list[str]()
-    request_records = RequestRecords([each(lambda r: every.append(r.id))], [each(lambda r: outcomes.append(r.id))])
+    request_records = RequestRecords(
+        [lambda finished: every.extend(r.id for r in finished)],
+        [lambda finished: outcomes.extend(r.id for r in finished)],
+    )
     for id, fault in (("waits", "batch_waits"), ("fails", "no_capacity")):
         request_records.begun(request_record := a_request_record(id, status=503, fault=fault))
         request_records.over(request_record)
@@ -146,7 +149,7 @@ def test_what_is_shown_of_a_request_says_which_workers_broke() -> None:
 def test_requests_of_ten_seconds_share_a_bucket() -> None:
     traffic = Traffic()
     for now in (1000.0, 1009.0, 1010.0):
-        traffic.add(a_finished(), now)
+        traffic.add(Finished([a_finished()]), now)
 
     hour, lately = traffic.since(1011.0)
 
@@ -158,7 +161,7 @@ def test_requests_of_ten_seconds_share_a_bucket() -> None:
 def test_traffic_keeps_an_hour() -> None:
     traffic = Traffic()
     for bucket in range(HOUR + 10):
-        traffic.add(a_finished(), 1000.0 + bucket * BUCKET_S)
+        traffic.add(Finished([a_finished()]), 1000.0 + bucket * BUCKET_S)
 
     hour, lately = traffic.since(1000.0 + (HOUR + 9) * BUCKET_S)
 
@@ -169,9 +172,9 @@ def test_traffic_keeps_an_hour() -> None:
 
 def test_what_several_workers_saw_is_added_up() -> None:
     one, two = Traffic(), Traffic()
-    one.add(a_finished(), 1000.0)
-    two.add(a_finished(status=502), 1000.0)
-    two.add(a_finished(function="org/other"), 1010.0)
+    one.add(Finished([a_finished()]), 1000.0)
+    two.add(Finished([a_finished(status=502)]), 1000.0)
+    two.add(Finished([a_finished(function="org/other")]), 1010.0)
 
     hour, lately = merge(t.since(1011.0) for t in (one, two))
 
@@ -182,9 +185,9 @@ def test_what_several_workers_saw_is_added_up() -> None:
 def test_percentiles_of_several_workers_are_those_of_all_their_requests_together() -> None:
     one, two = Traffic(), Traffic()
     for _ in range(97):
-        one.add(a_finished(first=100.1, last=100.2, ended=100.2), 1000.0)
+        one.add(Finished([a_finished(first=100.1, last=100.2, ended=100.2)]), 1000.0)
     for _ in range(3):
-        two.add(a_finished(first=109.0, last=110.0, ended=110.0), 1000.0)
+        two.add(Finished([a_finished(first=109.0, last=110.0, ended=110.0)]), 1000.0)
 
     (bucket,), _ = merge(t.since(1011.0) for t in (one, two))
 

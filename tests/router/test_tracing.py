@@ -11,6 +11,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from cortex.platform.settings import Settings
 from cortex.platform.settings import Tracing as TracingSettings
+from cortex.router.request_record import Finished
 from cortex.router.tracing import OtlpTracing, PassThroughTracing, trace_headers, tracing
 from tests.router.test_request_record import a_finished, a_request_record
 
@@ -98,7 +99,7 @@ def test_a_request_is_exported_as_a_span_below_the_callers(
     request_record = a_finished(status=502, fault="worker_error", host="here", cold=True)
 
     headers = exporter.start(request_record, {b"traceparent": HEADER})
-    exporter.finish(request_record)
+    exporter.finish(Finished([request_record]))
     exporter.close()
 
     (resource,) = received[0].resource_spans

@@ -11,7 +11,7 @@ from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.usage import Row, Sums
 from cortex.platform.usage_record import Batch, UsageRecord
 from cortex.router import usage
-from cortex.router.request_record import RequestRecord
+from cortex.router.request_record import Finished, RequestRecord
 from cortex.router.usage import UsageCounts
 from tests.support.stack import own_redis
 
@@ -70,10 +70,10 @@ async def recent(record: UsageRecord) -> list[Row]:
 @pytest.mark.parametrize("fails", ["before", "after"])
 async def test_what_a_lost_batch_and_later_requests_used_is_counted_once(record: Unsteady, fails: str) -> None:
     counts = counts_of(record)
-    counts.add([finished(), finished(cached=4, cold=True)])
+    counts.add(Finished([finished(), finished(cached=4, cold=True)]))
     record.fails = fails
     await counts.write()
-    counts.add([finished("k2")])
+    counts.add(Finished([finished("k2")]))
     await counts.write()
 
     record.fails = ""
@@ -88,10 +88,10 @@ async def test_what_a_lost_batch_and_later_requests_used_is_counted_once(record:
 
 async def test_the_last_write_takes_the_rows_behind_a_batch_that_was_not_written(record: Unsteady) -> None:
     counts = counts_of(record)
-    counts.add([finished()])
+    counts.add(Finished([finished()]))
     record.fails = "before"
     await counts.write()
-    counts.add([finished("k2")])
+    counts.add(Finished([finished("k2")]))
     record.fails = ""
 
     await counts.write()
@@ -105,7 +105,7 @@ async def test_rows_in_memory_are_bounded_and_none_of_the_sums_is_lost(
     monkeypatch.setattr(usage, "MOST_ROWS", 5)
     counts = counts_of(record)
 
-    counts.add([finished(f"k{n}") for n in range(50)])
+    counts.add(Finished([finished(f"k{n}") for n in range(50)]))
     await counts.write()
 
     assert len(await recent(record)) == 6

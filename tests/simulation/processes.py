@@ -51,7 +51,7 @@ from cortex.router.request.context_restores import ContextRestores
 from cortex.router.request.deaths import Deaths
 from cortex.router.request.exchange import Exchanges
 from cortex.router.request.substitutes import Substitutes
-from cortex.router.request_record import RequestRecords, each
+from cortex.router.request_record import RequestRecords
 from cortex.router.tracing import PassThroughTracing
 from tests.simulation import driver
 from tests.simulation.agent_http import Transport
@@ -212,7 +212,7 @@ class SimulatedRouter:
             Admission(self.view, self._activator, in_flight),
             upstream.Upstream(keys_of, self.view.unsure),
             self._deaths,
-            RequestRecords([each(self._deaths.open_requests.finished), each(self._decision_log.note_request)]),
+            RequestRecords([self._deaths.open_requests.finished, self._decision_log.note_requests]),
             PassThroughTracing(),
             Substitutes(start_history.History(own)),
             AdapterLoads(self.view, agents),

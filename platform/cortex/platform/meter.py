@@ -66,12 +66,14 @@ class Meter:
             value = 0.0
         self._counts[key] = value + by
 
-    def observe(self, metric: Metric, labels: Labels, value: float) -> None:
-        """Add a value to its bucket."""
-        spread = self._spreads.get((metric.name, labels)) or self._spread(metric, labels)
+    def observe(self, metric: Metric, labels: Labels, *values: float) -> None:
+        """Add values to their buckets."""
+        spread = self._spread(metric, labels) if values else None
         if spread is not None:
-            spread[0][bisect_left(metric.buckets, value)] += 1
-            spread[1][0] += value
+            counts, buckets = spread[0], metric.buckets
+            for value in values:
+                counts[bisect_left(buckets, value)] += 1
+            spread[1][0] += sum(values)
 
     def observed(self, metric: Metric, labels: Labels, counts: Iterable[int], total: float) -> None:
         """Add values that are already in buckets."""

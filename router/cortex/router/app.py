@@ -76,7 +76,7 @@ from cortex.router.request.stored_responses import StoredResponses
 from cortex.router.request.substitutes import Substitutes
 from cortex.router.request.upload import Uploads
 from cortex.router.request.upstream import Upstream
-from cortex.router.request_record import RequestRecords, each
+from cortex.router.request_record import RequestRecords
 from cortex.router.routes import (
     admin,
     audit,
@@ -157,16 +157,16 @@ class _RouterWorker:
         )
         self.request_records = RequestRecords(
             [
-                each(self.request_metrics.count),
+                self.request_metrics.count,
                 self.device_uses.finished,
-                each(self.tracer.finish),
-                each(lambda request_record: self.deaths.open_requests.finished(request_record)),
+                self.tracer.finish,
+                lambda finished: self.deaths.open_requests.finished(finished),
             ],
             [
-                each(lambda request_record: self.traffic.add(request_record, time.time())),
+                lambda finished: self.traffic.add(finished, time.time()),
                 request_log.note,
                 self.usage_counts.add,
-                each(self.decision_log.note_request),
+                self.decision_log.note_requests,
             ],
             self.faults,
         )

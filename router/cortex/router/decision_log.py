@@ -10,7 +10,7 @@ from collections import deque
 from typing import Any
 
 from cortex.platform.decisions import DecisionRecord
-from cortex.router.request_record import RequestRecord
+from cortex.router.request_record import Finished, RequestRecord
 
 MOST_A_SECOND = 20
 MOST_BUFFERED = 1000
@@ -81,10 +81,13 @@ class DecisionLog:
             self._latest[what, function] = (why, now)
             self.note(what, function, why=why)
 
-    def note_request(self, request: RequestRecord) -> None:
-        """Add entries for a finished request that was replayed, rejected or had to wait."""
-        if not (request.substitute_for or request.tries or request.fault or request.cold):
-            return
+    def note_requests(self, finished: Finished) -> None:
+        """Add entries for finished requests that were replayed, rejected or had to wait."""
+        for request in finished:
+            if request.substitute_for or request.tries or request.fault or request.cold:
+                self._note_request(request)
+
+    def _note_request(self, request: RequestRecord) -> None:
         where = {"function": request.function, "request": request.id}
         if request.substitute_for:
             why = f"it was not ready: {request.function} answered in its place"

@@ -6,11 +6,11 @@ in flight if they had none.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from cortex.platform.record import DeviceUse, HostRecord
 from cortex.platform.usage import Place, split
-from cortex.router.request_record import RequestRecord
+from cortex.router.request_record import Finished, RequestRecord
 
 MOST_AGENTS = 1024
 """Agents whose totals are remembered: each restart of an agent makes one more."""
@@ -38,16 +38,17 @@ class DeviceUses:
         self._taken: dict[str, dict[str, DeviceUse]] = {}
         """By agent and instance, what was split so far; also of agents that are silent; the longest silent first."""
 
-    def finished(self, request_records: Sequence[RequestRecord]) -> None:
+    def finished(self, finished: Finished) -> None:
         """Count the tokens of finished requests."""
-        for request_record in request_records:
-            self._add(request_record)
-            self._counted.pop(id(request_record), None)
+        for requests in finished.alike:
+            self._add(requests[0], sum([_tokens(r) for r in requests]) - sum(self._take_counted(requests)))
 
     def tokens(self) -> dict[str, int]:
         """Return the tokens per instance of the fleet, for the router's report."""
         for request_record in self._live():
-            self._counted[id(request_record)] = self._add(request_record)
+            number, counted = _tokens(request_record), self._counted.get(id(request_record), 0)
+            self._add(request_record, number - counted)
+            self._counted[id(request_record)] = max(number, counted)
         present = {i.id for host in self._hosts() for i in host.instances}
         self._tokens = Counter({i: number for i, number in self._tokens.items() if i in present})
         return dict(self._tokens)
@@ -82,17 +83,23 @@ class DeviceUses:
         gpu_ms, mj = split(use.gpu_ms, weights), split(use.mj, weights)
         return [(place, DeviceUse(gpu_ms[place], mj[place])) for place in weights]
 
-    def _add(self, request_record: RequestRecord) -> int:
-        """Count the tokens of a request that are not counted yet; return all of them."""
-        number = request_record.tokens_in + max(request_record.tokens_out, request_record.pieces)
-        new = number - self._counted.get(id(request_record), 0)
-        if new > 0 and request_record.instance:
-            self._tokens[request_record.instance] += new
-            weights = self._weights.get(request_record.instance)
+    def _take_counted(self, requests: Iterable[RequestRecord]) -> list[int]:
+        """Return and forget the tokens of requests that were counted while they were in flight."""
+        return [self._counted.pop(id(r), 0) for r in requests] if self._counted else []
+
+    def _add(self, like: RequestRecord, new: int) -> None:
+        """Count new tokens of a request, or of several like it."""
+        if new > 0 and like.instance:
+            self._tokens[like.instance] += new
+            weights = self._weights.get(like.instance)
             if weights is None:
-                weights = self._weights[request_record.instance] = Counter()
-            weights[_place(request_record)] += new
-        return max(number, self._counted.get(id(request_record), 0))
+                weights = self._weights[like.instance] = Counter()
+            weights[_place(like)] += new
+
+
+def _tokens(request_record: RequestRecord) -> int:
+    """Return the tokens of a request so far."""
+    return request_record.tokens_in + max(request_record.tokens_out, request_record.pieces)
 
 
 def _place(request_record: RequestRecord) -> Place:

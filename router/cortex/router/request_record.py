@@ -9,6 +9,8 @@ import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from operator import attrgetter
 
 from cortex.platform.faults import Faults
 from cortex.platform.metrics import INTER_TOKEN
@@ -184,18 +186,27 @@ def summary(request_record: RequestRecord, router: str) -> RequestSummary:
     )
 
 
-Listener = Callable[[Sequence[RequestRecord]], None]
+class Finished(tuple[RequestRecord, ...]):
+    """Requests that finished within `SETTLE_S`, in the order of their ends."""
+
+    @cached_property
+    def alike(self) -> Sequence[Sequence[RequestRecord]]:
+        """The same requests in groups that agree in all that requests are counted by: each group is counted at once."""
+        groups: dict[object, list[RequestRecord]] = {}
+        for request_record in self:
+            likeness = _likeness(request_record)
+            group = groups.get(likeness)
+            if group is None:
+                groups[likeness] = [request_record]
+            else:
+                group.append(request_record)
+        return list(groups.values())
+
+
+_likeness = attrgetter("key", "function", "host", "instance", "dialect", "status", "fault")
+
+Listener = Callable[[Finished], None]
 """Takes finished requests."""
-
-
-def each(call: Callable[[RequestRecord], object]) -> Listener:
-    """Return a listener that calls `call` with every request."""
-
-    def listener(request_records: Sequence[RequestRecord]) -> None:
-        for request_record in request_records:
-            call(request_record)
-
-    return listener
 
 
 class RequestRecords:
@@ -224,7 +235,7 @@ class RequestRecords:
         if self._live.pop(id(request_record), None) is None:
             return
         request_record.ended, request_record.phase, request_record.cancel = time.monotonic(), "over", None
-        if not request_record.will_return:
+        if not (request_record.fault and request_record.will_return):
             self._over.append(request_record)
         self._unsettled.append(request_record)
         if len(self._unsettled) == 1:
@@ -232,8 +243,9 @@ class RequestRecords:
 
     def settle(self) -> None:
         """Give the finished requests to the listeners now."""
-        finished, self._unsettled = self._unsettled, []
-        outcomes = [r for r in finished if not r.will_return]
+        finished, self._unsettled = Finished(self._unsettled), []
+        returning = [r for r in finished if r.fault and r.will_return]
+        outcomes = Finished(r for r in finished if not r.will_return) if returning else finished
         for request_records, listeners in ((finished, self._listeners), (outcomes, self._outcomes)):
             for listener in listeners if request_records else ():
                 with self._faults.guard("requests"):

@@ -13,7 +13,7 @@ from typing import Protocol
 import structlog
 
 from cortex.platform.settings import Settings
-from cortex.router.request_record import RequestRecord
+from cortex.router.request_record import Finished, RequestRecord
 
 log = structlog.get_logger()
 
@@ -34,8 +34,8 @@ class Tracing(Protocol):
         """Begin a request's trace; return the trace headers for the worker."""
         ...
 
-    def finish(self, request_record: RequestRecord) -> None:
-        """End a request's trace."""
+    def finish(self, finished: Finished) -> None:
+        """End the traces of requests."""
         ...
 
     def close(self) -> None:
@@ -65,7 +65,7 @@ class PassThroughTracing:
             request_record.trace = forwarded["traceparent"][3:35]
         return forwarded
 
-    def finish(self, request_record: RequestRecord) -> None:
+    def finish(self, finished: Finished) -> None:
         """Do nothing."""
 
     def close(self) -> None:
@@ -103,8 +103,13 @@ class OtlpTracing:
         self._propagator.inject(injected, context=set_span_in_context(span))
         return injected
 
-    def finish(self, request_record: RequestRecord) -> None:
-        """End the span, with how the request was served as attributes."""
+    def finish(self, finished: Finished) -> None:
+        """End the spans of requests."""
+        for request_record in finished:
+            self._end_span(request_record)
+
+    def _end_span(self, request_record: RequestRecord) -> None:
+        """End a span, with how the request was served as attributes."""
         from opentelemetry.trace import Span, StatusCode
 
         span = request_record.span

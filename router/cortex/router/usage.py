@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from operator import attrgetter
 
@@ -17,11 +17,12 @@ from cortex.platform.record import DeviceUse
 from cortex.platform.registry import RecordUnavailable
 from cortex.platform.usage import DAY_S, HOUR_S, OTHER, Place, Row, Sums, cost_nano_usd
 from cortex.platform.usage_record import AT_ONCE, Batch, UsageRecord
-from cortex.router.request_record import RequestRecord
+from cortex.router.request_record import Finished
 
 WRITE_S = 5.0
 MOST_ROWS = 20_000
 """Rows in memory, while Redis is away; the rest is added to the row `other`."""
+_FREE = Cost()
 
 
 class UsageCounts:
@@ -43,25 +44,26 @@ class UsageCounts:
         self._unwritten: deque[Batch] = deque()
         self._numbers = count(1)
 
-    def add(self, request_records: Sequence[RequestRecord]) -> None:
+    def add(self, finished: Finished) -> None:
         """Count finished requests, in the hour of their end."""
-        for r in request_records:
-            nano_usd = cost_nano_usd(self._cost_of(r.function), r.tokens_in, r.tokens_out, r.cached)
+        for requests in finished.alike:
+            cost = self._cost_of(requests[0].function)
             sums = Sums(
-                requests=1,
-                tokens_in=r.tokens_in,
-                tokens_out=r.tokens_out,
-                cached=r.cached,
-                cold_starts=int(r.cold),
-                nano_usd=nano_usd,
-                audio_ms=round(r.audio_s * 1000),
-                characters=r.characters,
-                images=r.images,
+                requests=len(requests),
+                tokens_in=sum([r.tokens_in for r in requests]),
+                tokens_out=sum([r.tokens_out for r in requests]),
+                cached=sum([r.cached for r in requests]),
+                cold_starts=sum([r.cold for r in requests]),
+                audio_ms=sum([round(r.audio_s * 1000) for r in requests if r.audio_s]),
+                characters=sum([r.characters for r in requests]),
+                images=sum([r.images for r in requests]),
             )
-            place = Place(r.key, r.function, r.host)
+            if cost != _FREE:
+                sums.nano_usd = sum([cost_nano_usd(cost, r.tokens_in, r.tokens_out, r.cached) for r in requests])
+            place = Place(requests[0].key, requests[0].function, requests[0].host)
             self._add(place, sums)
-            if nano_usd:
-                self._count_cost(place, nano_usd)
+            if sums.nano_usd:
+                self._count_cost(place, sums.nano_usd)
 
     def _add(self, place: Place, sums: Sums) -> None:
         hour = int(time.time() // HOUR_S) * HOUR_S

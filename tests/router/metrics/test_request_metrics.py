@@ -7,7 +7,7 @@ from cortex.platform.in_flight import InFlight
 from cortex.platform.registry import Registry
 from cortex.router.fleet_view import FleetView
 from cortex.router.metrics.request_metrics import RequestMetrics
-from cortex.router.request_record import RequestRecord
+from cortex.router.request_record import Finished, RequestRecord
 
 
 def counts(function: str, fault: str) -> dict[str, float]:
@@ -16,7 +16,7 @@ def counts(function: str, fault: str) -> dict[str, float]:
     record = RequestRecord("req_1", function, function, "chat", streams=False, read_s=0.0)
     record.rejected(429, fault, "over its limits")
     record.ended = record.began
-    counted.count(record)
+    counted.count(Finished([record]))
     names = {m.name for m in (metrics.REQUESTS, metrics.REJECTIONS, metrics.REFUSED, metrics.BATCH_WAITS)}
     values: Any = counted.snapshot().counts
     return {c.name: c.value for c in values if c.name in names}

@@ -7,7 +7,7 @@ import pytest
 
 from cortex.router.request.open_requests import MOST_TIMES, WORTH_REPORTING_S, OpenRequests
 from cortex.router.request.upstream import Broken
-from cortex.router.request_record import RequestRecord
+from cortex.router.request_record import Finished, RequestRecord
 
 LATER_S = 1000.0
 """Far enough in the future that every silence is worth reporting."""
@@ -76,7 +76,7 @@ def test_a_silence_is_reported_with_the_usual_time_to_a_first_byte() -> None:
         record = a_request_record()
         with open_requests.sent("one", record):
             record.first = time.monotonic() + 2.0
-        open_requests.finished(record)
+        open_requests.finished(Finished([record]))
     with open_requests.sent("one", a_request_record()):
         silences = open_requests.silences(time.monotonic() + LATER_S, ("one",))
 

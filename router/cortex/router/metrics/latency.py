@@ -5,25 +5,24 @@ hour there are 159 buckets, and empty ones are not stored, so a histogram is sma
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable
 
 LEAST_S, MOST_S, STEP = 0.001, 3600.0, 1.1
 _LOG = math.log(STEP)
+_EDGES = [LEAST_S * STEP**n for n in range(math.ceil(math.log(MOST_S / LEAST_S) / _LOG))]
+"""The upper edges of all buckets but the last one, which has no end."""
 QUANTILES = {"p50_s": 0.5, "p95_s": 0.95, "p99_s": 0.99}
 
 Histogram = dict[int, int]
 """Counts by bucket; the upper edge of bucket n is `LEAST_S * STEP ** n`."""
 
 
-def add(histogram: Histogram, seconds: float) -> None:
-    """Count one duration."""
-    bucket = step(seconds)
-    histogram[bucket] = histogram.get(bucket, 0) + 1
-
-
-def step(seconds: float) -> int:
-    """Return the bucket of a duration."""
-    return math.ceil(math.log(min(seconds, MOST_S) / LEAST_S) / _LOG) if seconds > LEAST_S else 0
+def add(histogram: Histogram, *durations: float) -> None:
+    """Count durations, in seconds."""
+    for seconds in durations:
+        bucket = bisect_left(_EDGES, seconds)
+        histogram[bucket] = histogram.get(bucket, 0) + 1
 
 
 def merge(histograms: Iterable[Histogram]) -> Histogram:

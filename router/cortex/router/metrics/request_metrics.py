@@ -1,17 +1,17 @@
 """Counters of finished requests, and gauges of this router worker."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from msgspec.structs import replace
 
 from cortex.platform import metrics
 from cortex.platform.in_flight import InFlight
-from cortex.platform.meter import Count, Meter, Snapshot
+from cortex.platform.meter import Count, Labels, Meter, Snapshot
 from cortex.platform.record import DeviceUse
 from cortex.platform.usage import Place
 from cortex.router.fleet_view import FleetView
-from cortex.router.request_record import COUNT_TOKENS, RequestRecord
+from cortex.router.request_record import COUNT_TOKENS, Finished, RequestRecord
 
 NOWHERE = "none"
 
@@ -23,58 +23,67 @@ class RequestMetrics:
         self._view, self._in_flight = view, in_flight
         self._meter = Meter()
 
-    def count(self, request_record: RequestRecord) -> None:
-        """Count a finished request:
+    def count(self, finished: Finished) -> None:
+        """Count finished requests."""
+        for requests in finished.alike:
+            self._count(requests)
 
-        (1) without a function (it exceeded its key's limits): not here, as its error is counted where it is sent;
-        (2) for a token count: only the response, because its times are not those of an answer;
-        (3) for a line of a batch that will be sent again: only that.
+    def _count(self, requests: Sequence[RequestRecord]) -> None:
+        """Count requests that are alike:
+
+        (1) without a function (they exceeded their key's limits): not here, as the error is counted where it is sent;
+        (2) token counts: only the response, because their times are not those of an answer;
+        (3) lines of a batch that will be sent again: only that.
         """
-        meter, model = self._meter, request_record.function
+        meter, number, one = self._meter, len(requests), requests[0]
+        model, response = one.function, (one.function, one.dialect, str(one.status))
         if not model:  # (1)
             return
-        if request_record.dialect == COUNT_TOKENS:  # (2)
-            meter.count(metrics.RESPONSES, (model, request_record.dialect, str(request_record.status)))
+        if one.dialect == COUNT_TOKENS:  # (2)
+            meter.count(metrics.RESPONSES, response, number)
             return
-        if request_record.will_return:  # (3)
-            meter.count(metrics.BATCH_WAITS, (model,))
+        if one.will_return:  # (3)
+            meter.count(metrics.BATCH_WAITS, (model,), number)
             return
-        labels = (model, request_record.host or NOWHERE)
-        meter.count(metrics.REQUESTS, labels)
-        meter.count(metrics.RESPONSES, (model, request_record.dialect, str(request_record.status)))
-        meter.observe(metrics.DURATION, labels, request_record.ended - request_record.began)
-        meter.observe(metrics.OVERHEAD, ("read",), request_record.read_s)
-        if request_record.choose_s:
-            meter.observe(metrics.OVERHEAD, ("choose",), request_record.choose_s)
-        if request_record.pieces:
-            meter.observe(metrics.OVERHEAD, ("translate",), request_record.translate_s)
-        if request_record.first and request_record.streams:
-            meter.observe(metrics.FIRST_TOKEN, labels, request_record.first - request_record.began)
-        if request_record.gaps is not None:
-            meter.observed(metrics.INTER_TOKEN, labels, request_record.gaps, request_record.gaps_s)
-        if request_record.streams and (rate := request_record.tokens_per_s):
-            meter.observe(metrics.TOKENS_PER_SECOND, labels, rate)
-        if request_record.tokens_in or request_record.tokens_out:
-            meter.count(metrics.TOKENS_IN, labels, request_record.tokens_in)
-            meter.count(metrics.TOKENS_OUT, labels, request_record.tokens_out)
-            meter.count(metrics.TOKENS_CACHED, labels, request_record.cached)
-        if request_record.audio_s:
-            meter.count(metrics.AUDIO_S, labels, request_record.audio_s)
-        if request_record.characters:
-            meter.count(metrics.CHARACTERS, labels, request_record.characters)
-        if request_record.images:
-            meter.count(metrics.IMAGES, labels, request_record.images)
-        if request_record.cold:
-            meter.observe(metrics.QUEUE_WAIT, (model,), request_record.queued_s)
-        if request_record.failed:
-            meter.count(metrics.ERRORS, labels)
-        for attempt in request_record.tries:
-            if attempt.replayed:
-                meter.count(metrics.REPLAYS, (model, attempt.host or NOWHERE))
-        if request_record.fault and not request_record.pieces and not request_record.left:
-            meter.count(metrics.REJECTIONS, (model, request_record.fault))
-        if request_record.left:
-            meter.count(metrics.DISCONNECTS, (model,))
+        labels = (model, one.host or NOWHERE)
+        meter.count(metrics.REQUESTS, labels, number)
+        meter.count(metrics.RESPONSES, response, number)
+        meter.observe(metrics.DURATION, labels, *[r.ended - r.began for r in requests])
+        meter.observe(metrics.OVERHEAD, ("read",), *[r.read_s for r in requests])
+        meter.observe(metrics.OVERHEAD, ("choose",), *[r.choose_s for r in requests if r.choose_s])
+        meter.observe(metrics.OVERHEAD, ("translate",), *[r.translate_s for r in requests if r.pieces])
+        self._count_streams(labels, [r for r in requests if r.streams])
+        tokens_in, tokens_out = sum([r.tokens_in for r in requests]), sum([r.tokens_out for r in requests])
+        if tokens_in or tokens_out:
+            meter.count(metrics.TOKENS_IN, labels, tokens_in)
+            meter.count(metrics.TOKENS_OUT, labels, tokens_out)
+            meter.count(metrics.TOKENS_CACHED, labels, sum([r.cached for r in requests]))
+        for metric, amount in (
+            (metrics.AUDIO_S, sum([r.audio_s for r in requests])),
+            (metrics.CHARACTERS, sum([r.characters for r in requests])),
+            (metrics.IMAGES, sum([r.images for r in requests])),
+            (metrics.ERRORS, number if one.failed else 0),
+        ):
+            if amount:
+                meter.count(metric, labels, amount)
+        meter.observe(metrics.QUEUE_WAIT, (model,), *[r.queued_s for r in requests if r.cold])
+        for attempt in [t for r in requests for t in r.tries if t.replayed]:
+            meter.count(metrics.REPLAYS, (model, attempt.host or NOWHERE))
+        rejections = [r for r in requests if not r.pieces and not r.left] if one.fault else []
+        if rejections:
+            meter.count(metrics.REJECTIONS, (model, one.fault), len(rejections))
+        if disconnects := sum([r.left for r in requests]):
+            meter.count(metrics.DISCONNECTS, (model,), disconnects)
+
+    def _count_streams(self, labels: Labels, streams: Sequence[RequestRecord]) -> None:
+        """Count the times of streams that are alike."""
+        if not streams:
+            return
+        meter = self._meter
+        meter.observe(metrics.FIRST_TOKEN, labels, *[r.first - r.began for r in streams if r.first])
+        meter.observe(metrics.TOKENS_PER_SECOND, labels, *[rate for r in streams if (rate := r.tokens_per_s)])
+        for gaps, gaps_s in [(r.gaps, r.gaps_s) for r in streams if r.gaps is not None]:
+            meter.observed(metrics.INTER_TOKEN, labels, gaps, gaps_s)
 
     def count_device_use(self, place: Place, use: DeviceUse) -> None:
         """Count what requests used of GPUs."""

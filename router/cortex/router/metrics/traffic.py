@@ -4,13 +4,13 @@ Bounded: one hour of buckets in total, and five minutes per function of the cata
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from cortex.router.metrics import latency
-from cortex.router.request_record import COUNT_TOKENS, RequestRecord
+from cortex.router.request_record import COUNT_TOKENS, Finished, RequestRecord
 
 BUCKET_S = 10
 HOUR = 360
@@ -48,20 +48,22 @@ class Traffic:
         self._all: deque[Bucket] = deque(maxlen=HOUR)
         self._functions: dict[str, deque[Bucket]] = {}
 
-    def add(self, request_record: RequestRecord, now: float) -> None:
-        """Count a finished request, unless it has no function or only counts tokens."""
-        if not request_record.function or request_record.dialect == COUNT_TOKENS:
-            return
-        lately = self._functions.get(request_record.function)
-        if lately is None:
-            if len(self._functions) >= MOST_FUNCTIONS:
-                self._functions.clear()
-            lately = self._functions[request_record.function] = deque(maxlen=LATELY)
+    def add(self, finished: Finished, now: float) -> None:
+        """Count finished requests, unless they have no function or only count tokens."""
         at = int(now) // BUCKET_S * BUCKET_S
-        for buckets in (self._all, lately):
-            if not buckets or buckets[-1].at != at:
-                buckets.append(Bucket(at=at))
-        _count((self._all[-1], lately[-1]), request_record)
+        for requests in finished.alike:
+            function = requests[0].function
+            if not function or requests[0].dialect == COUNT_TOKENS:
+                continue
+            lately = self._functions.get(function)
+            if lately is None:
+                if len(self._functions) >= MOST_FUNCTIONS:
+                    self._functions.clear()
+                lately = self._functions[function] = deque(maxlen=LATELY)
+            for buckets in (self._all, lately):
+                if not buckets or buckets[-1].at != at:
+                    buckets.append(Bucket(at=at))
+                _count(buckets[-1], requests)
 
     def since(self, now: float) -> tuple[list[Bucket], dict[str, Bucket]]:
         """Return the buckets of the last hour, and per function the sum of the last five minutes."""
@@ -84,26 +86,25 @@ def merge(parts: Iterable[tuple[list[Bucket], dict[str, Bucket]]]) -> tuple[list
     return [replace(total(b), at=at) for at, b in sorted(hours.items())], {f: total(b) for f, b in functions.items()}
 
 
-def _count(buckets: Iterable[Bucket], request_record: RequestRecord) -> None:
-    duration_s, failed = request_record.duration_s, request_record.failed
-    step = latency.step(duration_s)
-    tokens_in, tokens_out = request_record.tokens_in, request_record.tokens_out
-    streamed = request_record.streams and request_record.first
-    for bucket in buckets:
-        bucket.requests += 1
-        bucket.errors += failed
-        bucket.cold += request_record.cold
-        bucket.duration_s += duration_s
-        bucket.durations[step] = bucket.durations.get(step, 0) + 1
-        bucket.longest_s = max(bucket.longest_s, duration_s)
-        bucket.tokens_in += tokens_in
-        bucket.tokens_out += tokens_out
-        if streamed:
-            bucket.firsts += 1
-            bucket.first_s += request_record.first - request_record.began
-            latency.add(bucket.first_tokens, request_record.first - request_record.began)
-            if request_record.last > request_record.first:
-                bucket.timed_tokens += max(0, tokens_out - 1)
+def _count(bucket: Bucket, requests: Sequence[RequestRecord]) -> None:
+    """Count requests that are alike."""
+    durations = [r.ended - r.began for r in requests]
+    bucket.requests += len(requests)
+    bucket.errors += len(requests) if requests[0].failed else 0
+    bucket.cold += sum([r.cold for r in requests])
+    bucket.duration_s += sum(durations)
+    latency.add(bucket.durations, *durations)
+    bucket.longest_s = max(bucket.longest_s, *durations)
+    bucket.tokens_in += sum([r.tokens_in for r in requests])
+    bucket.tokens_out += sum([r.tokens_out for r in requests])
+    firsts = [r.first - r.began for r in requests if r.first and r.streams]
+    if firsts:
+        bucket.firsts += len(firsts)
+        bucket.first_s += sum(firsts)
+        latency.add(bucket.first_tokens, *firsts)
+        for request_record in requests:
+            if request_record.streams and request_record.last > request_record.first > 0:
+                bucket.timed_tokens += max(0, request_record.tokens_out - 1)
                 bucket.timed_s += request_record.last - request_record.first
 
 

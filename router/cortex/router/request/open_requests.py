@@ -6,12 +6,12 @@ rest is computed for the report, once a second.
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from cortex.platform.record import Silence
 from cortex.router.metrics import latency
 from cortex.router.request.upstream import Broken
-from cortex.router.request_record import RequestRecord
+from cortex.router.request_record import Finished, RequestRecord
 
 WORTH_REPORTING_S = 10.0
 """A shorter silence is normal."""
@@ -86,16 +86,19 @@ class OpenRequests:
                 silences[instance] = Silence(for_s=round(silent_s, 1), usual_s=latency.percentile(usual, 0.95) or 0.0)
         return silences
 
-    def finished(self, record: RequestRecord) -> None:
-        """Count the time from sending to the first byte of a finished request."""
-        function, seconds = record.function, record.first - record.sent_at
-        if not record.sent_at or seconds <= 0:
-            return
+    def finished(self, finished: Finished) -> None:
+        """Count the times from sending to the first byte of finished requests."""
+        for requests in finished.alike:
+            times = [r.first - r.sent_at for r in requests if r.first > r.sent_at > 0]
+            if times:
+                self._count(requests[0].function, times)
+
+    def _count(self, function: str, times: Sequence[float]) -> None:
         usual = self._usual.get(function)
         if usual is None:
             usual = self._usual[function] = {}
-        latency.add(usual, seconds)
-        number = self._numbers[function] = self._numbers.get(function, 0) + 1
+        latency.add(usual, *times)
+        number = self._numbers[function] = self._numbers.get(function, 0) + len(times)
         if number > MOST_TIMES:
             self._usual[function] = halved = {step: count // 2 for step, count in usual.items() if count > 1}
             self._numbers[function] = sum(halved.values())

@@ -1,19 +1,18 @@
 """Log one line per finished request: function, instance, times, outcome. Never its content."""
 
 import logging
-from collections.abc import Sequence
 
 from cortex.platform import log
-from cortex.router.request_record import RequestRecord
+from cortex.router.request_record import Finished, RequestRecord
 
 
-def note(request_records: Sequence[RequestRecord]) -> None:
+def note(finished: Finished) -> None:
     """Log finished requests, in one piece."""
-    log.lines("request", [_line(request_record) for request_record in request_records])
+    log.lines("request", [_line(request_record) for request_record in finished])
 
 
 def _line(request_record: RequestRecord) -> tuple[int, dict[str, object]]:
-    first_s = request_record.first_s
+    began, first = request_record.began, request_record.first
     event: dict[str, object] = {
         "request": request_record.id,
         "function": request_record.function,
@@ -21,10 +20,10 @@ def _line(request_record: RequestRecord) -> tuple[int, dict[str, object]]:
         "stream": request_record.streams,
         "instance": request_record.instance,
         "host": request_record.host,
-        "start": request_record.start,
+        "start": request_record.start if request_record.cold else "hot",
         "queued_ms": round(request_record.queued_s * 1000),
-        "first_ms": None if first_s is None else round(first_s * 1000),
-        "took_ms": round(request_record.duration_s * 1000),
+        "first_ms": round((first - began) * 1000) if first else None,
+        "took_ms": round((request_record.ended - began) * 1000),
         "tokens_in": request_record.tokens_in,
         "tokens_out": request_record.tokens_out,
         "cached": request_record.cached,

@@ -95,12 +95,9 @@ def rewrite(
 ) -> list[dict[str, Any]] | None:
     """Return the messages in the form that the template accepts, or None when they already have it. `trim`: drop fields
     of parts that are not allowed."""
-    if not (trim or _reorder(messages, traits) or wire.contains(raw, prompt_cache.MARK)):
-        for message in messages:
-            if _differs(message, traits):
-                break
-        else:
-            return None
+    unchanged = not (trim or _reorder(messages, traits) or wire.contains(raw, prompt_cache.MARK))
+    if unchanged and not any([_differs(message, traits) for message in messages]):
+        return None
     plain: list[dict[str, Any]] = wire.decode_parts(raw)
     if trim:
         for message in plain:
