@@ -18,6 +18,7 @@ import redis
 import uvicorn
 
 from cortex.platform.serving import listener
+from cortex.platform.serving.known_heads import KnownHeads
 from cortex.platform.settings import Settings
 from cortex.router.app import create_app
 from cortex.router.dialects.chat.stream import ChatStream, Reply
@@ -140,7 +141,7 @@ class Wire:
     """A worker's connection whose stream is relayed to a client."""
 
     def __init__(self) -> None:
-        self.connection = WorkerConnection("http://w", Mock(spec=WorkerConnections), 1 << 18)
+        self.connection = WorkerConnection("http://w", Mock(spec=WorkerConnections, heads=KnownHeads()), 1 << 18)
         self.connection.connection_made(_Transport())  # type: ignore[arg-type]
         self.response: WorkerResponse = self.connection.send(b"", b"")
         self.client = client = _Deaf()

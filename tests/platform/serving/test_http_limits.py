@@ -5,9 +5,13 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import uvicorn
+import uvicorn.server
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cortex.platform.serving import http_limits
 from cortex.platform.serving.connections import Connections
@@ -327,3 +331,79 @@ async def test_unfinished_heads_over_all_connections_are_bounded_and_released() 
 
     assert statuses == [408, 503]
     assert connections.heads == 0
+
+
+# Heads that come again
+
+
+LINES = st.lists(
+    st.sampled_from(
+        [b"Connection: keep-alive", b"X: 1", b"X: 2", b"content-type: application/json", b"Upgrade: h2c", b"A:\tb "]
+    ),
+    max_size=3,
+)
+REQUESTS = st.lists(
+    st.tuples(
+        st.sampled_from([b"POST /a", b"POST /b?c=%20d", b"PUT /a", b"GET /a"]),
+        LINES,
+        st.sampled_from([b"Content-Length: %d", b"content-length: %d", b"content-length:%d"]),
+        st.binary(max_size=12),
+        st.integers(1, 3),
+    ),
+    max_size=4,
+)
+
+
+@given(REQUESTS, st.data())
+@settings(max_examples=60)
+async def test_a_request_is_the_same_with_and_without_the_parser(requests: list[Any], data: st.DataObject) -> None:
+    pieces: list[bytes] = []
+    for line, headers, length, body, times in requests:
+        head = b"\r\n".join([line + b" HTTP/1.1", b"Host: x", *headers, length % len(body), b"", b""])
+        for _ in range(times):
+            pieces.append(head + body)
+            if data.draw(st.booleans(), label="another body"):
+                body = data.draw(st.binary(max_size=12))
+                head = b"\r\n".join([line + b" HTTP/1.1", b"Host: x", *headers, length % len(body), b"", b""])
+
+    together = await received(pieces, on_one_connection=True)
+
+    assert together == await received(pieces, on_one_connection=False)
+
+
+async def received(pieces: list[bytes], *, on_one_connection: bool) -> list[Any]:
+    """Return what an application gets of requests that each arrive in one piece."""
+    requests: list[Any] = []
+
+    async def note(scope: Any, receive: Any, send: Any) -> None:
+        message = await receive()
+        names = ("method", "path", "raw_path", "query_string", "http_version", "headers")
+        requests.append([*(scope[name] for name in names), message["body"], message["more_body"]])
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    config = uvicorn.Config(note, lifespan="off", log_config=None, access_log=False, ws="none", interface="asgi3")
+    config.load()
+    protocol: LimitedProtocol | None = None
+    for piece in pieces:
+        if protocol is None or not on_one_connection:
+            protocol = LimitedProtocol(config, uvicorn.server.ServerState(), {}, asyncio.get_running_loop())
+            transport = Mock(spec=asyncio.Transport)
+            transport.is_closing.return_value = False
+            protocol.connection_made(transport)
+        number = len(requests)
+        protocol.data_received(piece)
+        while len(requests) == number or not protocol.cycle.response_complete:  # noqa: ASYNC110 (its task has no event)
+            await asyncio.sleep(0)
+    return requests
+
+
+async def test_a_request_with_the_head_of_the_last_one_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[bytes] = []
+    on_header = LimitedProtocol.on_header
+    monkeypatch.setattr(LimitedProtocol, "on_header", lambda *args: (parsed.append(args[1]), on_header(*args))[1])
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+
+    await received([head % n + b"x" * n for n in range(5)], on_one_connection=True)
+
+    assert parsed == [b"Host", b"Content-Length"] * 2

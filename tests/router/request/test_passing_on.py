@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cortex.platform.serving.known_heads import KnownHeads
 from cortex.router.request import worker_connections
 from cortex.router.request.worker_connections import WorkerConnection, WorkerConnections
 from cortex.router.request.worker_response import BodyTooLong, ConnectionFailed
@@ -118,7 +119,7 @@ async def test_whole_chunks_are_passed_on_in_order_among_others(texts: list[byte
 
 
 async def test_a_chunk_that_the_sink_takes_is_not_parsed() -> None:
-    connection = WorkerConnection("http://w", Mock(spec=WorkerConnections), 1 << 18)
+    connection = WorkerConnection("http://w", Mock(spec=WorkerConnections, heads=KnownHeads()), 1 << 18)
     connection.connection_made(Mock(spec=asyncio.Transport))
     response = connection.send(b"", b"")
     connection.data_received(CHUNKED + b"1\r\na\r\n")
@@ -267,7 +268,7 @@ async def test_a_large_whole_body_is_read_although_it_exceeds_what_is_held_unrea
 
 
 async def test_a_connection_whose_answer_is_complete_is_used_again_when_http_has_ended_it() -> None:
-    pool = Mock(spec=WorkerConnections)
+    pool = Mock(spec=WorkerConnections, heads=KnownHeads())
     connection = WorkerConnection("http://w", pool, 1 << 18)
     connection.connection_made(Mock(spec=asyncio.Transport))
     response = connection.send(b"", b"", keeps_chunked=True)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cortex.platform.serving.known_heads import KnownHeads
 from cortex.router.request.worker_connections import HEADERS, SILENT_BYTES, WorkerConnection, WorkerConnections
 from cortex.router.request.worker_response import ConnectionFailed, ConnectionWasReset, NotConnected, WorkerResponse
 from tests.support.stack import free_port
@@ -159,7 +160,7 @@ async def test_after_chunks_a_connection_is_used_again_if_the_worker_keeps_it(
 
 
 async def test_an_answer_that_is_read_whole_wakes_its_reader_once() -> None:
-    connection = WorkerConnection("http://w", Mock(spec=WorkerConnections), 1 << 18)
+    connection = WorkerConnection("http://w", Mock(spec=WorkerConnections, heads=KnownHeads()), 1 << 18)
     connection.connection_made(Mock(spec=asyncio.Transport))
     response = connection.send(b"", b"", is_read_whole=True)
     reading = asyncio.ensure_future(response.head())
@@ -591,3 +592,50 @@ async def test_an_upload_that_is_cancelled_closes_its_connection() -> None:
         task.cancel()
         await asyncio.wait_for(closed.wait(), 5)
         assert task.done()
+
+
+HEADS = st.sampled_from(
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\ndate: now\r\n\r\n",
+        b"HTTP/1.1 429 Busy\r\nRetry-After: 3\r\ncontent-length: %d\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\nConnection: close\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\ncontent-length: %d\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n",
+        b"HTTP/1.1 204 No Content\r\ncontent-length: %d\r\n\r\n",
+    ]
+)
+
+
+@given(st.lists(st.tuples(HEADS, st.binary(max_size=12), st.booleans()), max_size=12))
+async def test_an_answer_is_the_same_with_and_without_the_parser(answers: list[tuple[bytes, bytes, bool]]) -> None:
+    shared = KnownHeads[dict[str, str]]()
+
+    for head, body, is_read_whole in answers:
+        data = head % len(body) + body
+        with_known = arrived(data, shared, is_read_whole=is_read_whole)
+
+        assert with_known == arrived(data, KnownHeads(), is_read_whole=is_read_whole)
+
+
+def arrived(data: bytes, heads: KnownHeads[dict[str, str]], *, is_read_whole: bool) -> object:
+    """Return what became of an answer that arrived in one piece, and of its connection."""
+    pool = Mock(spec=WorkerConnections, heads=heads)
+    connection = WorkerConnection("http://w", pool, 1 << 18)
+    connection.connection_made(Mock(spec=asyncio.Transport))
+    response = connection.send(b"", b"", is_read_whole=is_read_whole)
+    connection.data_received(data)
+    state = response.status, response.headers, b"".join(response._pieces), response._complete, response._failure
+    return state, connection.is_open, pool.release.call_count
+
+
+def test_an_answer_with_a_known_head_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[bytes] = []
+    on_header = WorkerConnection.on_header
+    monkeypatch.setattr(WorkerConnection, "on_header", lambda *args: (parsed.append(args[1]), on_header(*args))[1])
+    heads = KnownHeads[dict[str, str]]()
+    for body in (b"hello", b"world!", b""):
+        answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+        arrived(answer + body, heads, is_read_whole=True)
+
+    assert parsed == [b"Content-Length"]

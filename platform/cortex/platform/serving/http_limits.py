@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from cortex.platform.serving.client_connection import EXTENSION, ClientConnection
 from cortex.platform.serving.connections import Connections, peer_of
 from cortex.platform.serving.http_methods import AnyLength
+from cortex.platform.serving.known_heads import MISSES, Head, split
 
 HEAD_BYTES = 64 * 1024
 HEADERS = 128
@@ -38,6 +39,7 @@ LINGER_S = 2.0
 LINGER_BYTES = 64 * 1024 * 1024
 
 _IDLE, _HEAD, _BODY, _LINGER = range(4)
+_SPECIAL = frozenset({b"expect", b"transfer-encoding", b"upgrade"})
 _TOO_LARGE = (431, "Request Header Fields Too Large")
 _BUSY = (503, "Service Unavailable")
 
@@ -61,6 +63,12 @@ class LimitedProtocol(HttpToolsProtocol):
         self._idle_clock: asyncio.TimerHandle | None = None
         self._idle_since: float | None = None
         """When the last answer ended; None: a request has begun."""
+        self._head: Head | None = None
+        """The head of the last request, if the next one may have the same."""
+        self._new_head: Head | None = None
+        """The head of the request that the parser reads."""
+        self._length_at = self._misses = 0
+        """Which header of `_head` is the length, and how many requests in a row had a new head."""
         self.answering: ClientConnection | None = None
         """The client of the request that is served now, if its application answers without ASGI messages."""
 
@@ -96,9 +104,13 @@ class LimitedProtocol(HttpToolsProtocol):
             if self._bytes > LINGER_BYTES:
                 self.transport.abort()
             return
-        super().data_received(data)
+        if self._at != _IDLE or self._bytes != len(data) or not self._take_known(data):
+            self._head = None
+            super().data_received(data)
         cycle = self.cycle
         if self._at == _IDLE and cycle is not None and not cycle.response_complete:  # a whole request
+            if self._new_head is not None:
+                self._learn_head()
             self._bytes = 0
             if self._head_bytes:
                 self._hold(0)
@@ -132,6 +144,39 @@ class LimitedProtocol(HttpToolsProtocol):
             if self._at == _IDLE:  # empty lines start no request: the head's time applies
                 self._started = self.loop.time()
             self._clock = self.loop.call_later(self.body_s if self._at == _BODY else self.head_s, self._check_pace)
+
+    def _take_known(self, data: bytes) -> bool:
+        """Take a whole request that has the head of the connection's last one: what the parser and uvicorn know of that
+        one applies to it. False: the parser has to read it."""
+        last = self.cycle
+        if last is None or not last.response_complete or self._misses >= MISSES:
+            return False
+        request = split(data)
+        if request is None:
+            return False
+        if request.head != self._head:
+            self._new_head = request.head
+            self._misses += 1
+            return False
+        self._misses = 0
+        url, headers = self.url, self.headers
+        self._unset_keepalive_if_required()
+        self.on_message_begin()
+        self.on_url(url)
+        self.headers += headers
+        self.headers[self._length_at] = (b"content-length", request.length)
+        self.on_headers_complete()
+        if request.body:
+            self.on_body(request.body)
+        self.on_message_complete()
+        return True
+
+    def _learn_head(self) -> None:
+        """Remember the head of the request that was read, unless it asks for more than an answer."""
+        head, self._new_head = self._new_head, None
+        names = [name for name, _ in self.headers]
+        if self.cycle.keep_alive and self.scope["http_version"] == "1.1" and _SPECIAL.isdisjoint(names):
+            self._head, self._length_at = head, names.index(b"content-length")
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= PIPELINED:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from cortex.platform.serving.known_heads import Head, KnownHeads
 from cortex.router.request.worker_response import (
     ConnectionFailed,
     ConnectionWasReset,
@@ -50,6 +51,10 @@ class WorkerConnection(asyncio.Protocol):
         """Whether the connection can carry another request after an answer in chunks."""
         self._is_between_chunks = False
         """Whether the next byte of the answer begins a chunk."""
+        self._is_new = False
+        """Whether nothing of the answer has arrived."""
+        self._new_head: Head | None = None
+        """The head of the answer, if it was not known and the answer arrived in one piece."""
         self._poll: select.poll | None = None
         self.is_open = False
         self.idle_since = 0.0
@@ -65,6 +70,7 @@ class WorkerConnection(asyncio.Protocol):
         response = self._response = WorkerResponse(self, self._read_bytes, is_read_whole=is_read_whole)
         self._headers = self._silent = 0
         self._keeps_chunked, self._is_between_chunks = keeps_chunked, False
+        self._is_new, self._new_head = True, None
         if len(body) <= JOIN_BYTES:
             self._transport.write(head + body)
         else:
@@ -160,6 +166,10 @@ class WorkerConnection(asyncio.Protocol):
         ):
             response.left = left
             return  # the parser stays between chunks
+        if self._is_new:
+            self._is_new = False
+            if self._take_known(response, data):
+                return
         self._silent += len(data)
         try:
             self._parser.feed_data(data)
@@ -172,6 +182,25 @@ class WorkerConnection(asyncio.Protocol):
             response.flush()
             if self._silent > SILENT_BYTES or self._headers > HEADERS:
                 self._fail(ConnectionFailed("its answer has too long a head"))
+
+    def _take_known(self, response: WorkerResponse, data: bytes) -> bool:
+        """Take a whole answer whose head is known. False: the parser has to read it."""
+        heads = self._pool.heads
+        message = None if self._is_sending else heads.split(data)
+        if message is None:
+            return False
+        known = heads.find(message.head)
+        if known is None:
+            self._new_head = message.head
+            return False
+        response.headers = {**known, "content-length": message.length.decode()}
+        response.begin(200)
+        if message.body:
+            response.add(message.body)
+        self._response = None
+        response.complete()
+        self._pool.release(self)
+        return True
 
     def pause_writing(self) -> None:
         self._room = asyncio.get_running_loop().create_future()
@@ -247,6 +276,8 @@ class WorkerConnection(asyncio.Protocol):
         if self._is_sending or not (self.is_open and keeps and self._parser.should_keep_alive()):
             self.abort()
             return
+        if self._new_head is not None and response.status == 200:  # 204 and 304 have no body, whatever their length
+            self._pool.heads.learn(self._new_head, response.headers)
         self._transport.resume_reading()
         self._pool.release(self)
 
@@ -257,6 +288,8 @@ class WorkerConnections:
     def __init__(self, *, idle_s: float, connect_s: float, read_bytes: int) -> None:
         """An unused connection closes after `idle_s`; reading pauses while `read_bytes` of an answer are unread."""
         self._idle_s, self._connect_s, self._read_bytes = idle_s, connect_s, read_bytes
+        self.heads = KnownHeads[dict[str, str]]()
+        """Heads of status 200, after whose answer a connection can carry another request, with their `READ_HEADERS`."""
         self._idle: dict[str, list[WorkerConnection]] = {}
         self._ending: dict[WorkerConnection, float] = {}
         """Connections with the last bytes of an answer to come, by the time when they began to wait."""
