@@ -231,3 +231,11 @@ def test_the_start_of_a_request_that_waited_is_the_tier_from_which_its_worker_re
     request_record.forwarded("i-1", "here", path)
 
     assert (request_record.start, summary(request_record, "router-1").start) == (start, start)
+
+
+def test_finished_requests_are_grouped_by_what_they_are_counted_by() -> None:
+    records = [a_request_record("a"), a_request_record("b", status=502), a_request_record("c")]
+
+    groups = Finished(records).alike
+
+    assert [[r.id for r in group] for group in groups] == [["a", "c"], ["b"]]

@@ -401,7 +401,12 @@ async def received(pieces: list[bytes], *, on_one_connection: bool) -> list[Any]
 async def test_a_request_with_the_head_of_the_last_one_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[bytes] = []
     on_header = LimitedProtocol.on_header
-    monkeypatch.setattr(LimitedProtocol, "on_header", lambda *args: (parsed.append(args[1]), on_header(*args))[1])
+
+    def note(self: LimitedProtocol, name: bytes, value: bytes) -> None:
+        parsed.append(name)
+        on_header(self, name, value)
+
+    monkeypatch.setattr(LimitedProtocol, "on_header", note)
     head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
 
     await received([head % n + b"x" * n for n in range(5)], on_one_connection=True)
