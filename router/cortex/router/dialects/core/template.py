@@ -98,7 +98,7 @@ class ChunkForm:
         if len(self._sizes) >= _SIZES:
             self._sizes.clear()
         (before, after), (client_before, client_after) = self._worker, self._client
-        found = _NO_SIZE
+        form = _NO_SIZE
         digits = len(b"%x" % size)
         for frame in (size - digits - 2 * len(_LINE_END), size - digits + 1 - 2 * len(_LINE_END)):
             line = b"%x\r\n" % frame
@@ -107,9 +107,9 @@ class ChunkForm:
                 head = client_head = line + before
                 if self._client != self._worker:
                     client_head = b"%x\r\n%b" % (len(client_before) + text + len(client_after), client_before)
-                found = head, client_head, len(head) + text, text // CHARACTERS_PER_TOKEN or 1
-        self._sizes[size] = found
-        return found
+                form = head, client_head, len(head) + text, text // CHARACTERS_PER_TOKEN or 1
+        self._sizes[size] = form
+        return form
 
 
 _Size = tuple[bytes, bytes, int, int]
