@@ -3,6 +3,9 @@
 # What is given to a recipe reaches its program as it was given: `just test -k "one or two"`.
 set positional-arguments
 
+# `bash -c` becomes its command, where `sh` may wait beside it: what is sent to end a recipe reaches the program itself.
+set shell := ["bash", "-cu"]
+
 default:
     @just --list --unsorted
 

@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -32,7 +31,7 @@ from msgspec import Struct
 from cortex.functions.lifecycle import State
 from cortex.platform.record import Tier
 from tests.bench.page import COLD_STARTS, PAGE, cpu_model, with_section
-from tests.support import tiny_vllm
+from tests.support import program, tiny_vllm
 from tests.support.catalogues import entry, fake
 from tests.support.fleet import Fleet
 from tests.support.stack import eventually, own_redis
@@ -142,7 +141,6 @@ class ColdHost:
 def main() -> int:
     """Measure, print a table or JSON, and write the page's section with --write."""
     options = _arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     deadline = time.monotonic() + options.limit_s
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="cortex-cold-", ignore_cleanup_errors=True) as text:
@@ -155,8 +153,6 @@ def main() -> int:
                     print(_line(row), file=sys.stderr, flush=True)
         except (TimeoutError, httpx.TimeoutException):
             rows.append(Row("the rest", skipped=f"the limit of {options.limit_s:g} s was reached"))
-        except KeyboardInterrupt:
-            return 130
     machine = _machine(options)
     print(json.dumps({**machine, "rows": _jsonable(rows)}, indent=2) if options.json else _table(rows))
     if options.write:
@@ -351,4 +347,4 @@ def _section(rows: Sequence[Row], machine: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.run(main))

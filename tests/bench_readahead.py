@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from cortex.platform.workers.readahead import read_ahead
+from tests.support import program
 
 MIB = 1024 * 1024
 ENGINE = """
@@ -75,4 +76,4 @@ def _cpu_s() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(program.run(main))

@@ -7,6 +7,7 @@ memory sends one request after another. Without turns (`turn_wait_s = 0`) that c
 
 import argparse
 import json
+import sys
 import tempfile
 import threading
 import time
@@ -15,9 +16,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import httpx
 from msgspec import Struct
 
 from cortex.platform.weights.demo_model import write_bigram
+from tests.support import program
 from tests.support.catalogues import entry
 from tests.support.fleet import Fleet
 from tests.support.stack import own_redis
@@ -75,12 +78,16 @@ class Client(threading.Thread):
         body = {"model": self.model, "messages": [{"role": "user", "content": "Hello!"}], "stream": True}
         while not self._over.is_set():
             began = time.monotonic()
-            with self._fleet.http.stream("POST", "/v1/chat/completions", json=body, timeout=300) as answer:
-                events = (line for line in answer.iter_lines() if line.startswith("data:"))
-                next(events, "")
-                self.waits.append(time.monotonic() - began)
-                rest = list(events)
-                self.failures += not (answer.is_success and rest and rest[-1].endswith("[DONE]"))
+            try:
+                with self._fleet.http.stream("POST", "/v1/chat/completions", json=body, timeout=300) as answer:
+                    events = (line for line in answer.iter_lines() if line.startswith("data:"))
+                    next(events, "")
+                    self.waits.append(time.monotonic() - began)
+                    rest = list(events)
+                    self.failures += not (answer.is_success and rest and rest[-1].endswith("[DONE]"))
+            except httpx.TransportError:  # also when the run is ended
+                self.failures += 1
+                return
 
     def stop(self) -> None:
         self._over.set()
@@ -139,4 +146,4 @@ def _weights(folder: Path, scenario: Scenario) -> dict[str, dict[str, str]]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(program.run(main))

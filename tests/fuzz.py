@@ -19,6 +19,7 @@ from cortex.platform.settings import Settings
 from cortex.router.app import create_app
 from tests.e2e.security.keyed import Keyed, started
 from tests.e2e.security.test_rights import fleet_token, routes
+from tests.support import program
 
 EXAMPLES, SECONDS = 12, 60
 ENDLESS = ("/status/live", "/admin/events", "/admin/logs", "/logs")
@@ -186,4 +187,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.run(main))

@@ -37,6 +37,7 @@ from tests.bench.contenders import Contender
 from tests.bench.load import Timings
 from tests.bench.page import COLD_STARTS, PAGE, cpu_model, section, titles, with_section
 from tests.bench.scenarios import HELD, MODEL, SCENARIOS, WAITING, Scenario
+from tests.support import program
 from tests.support.catalogues import aliases, fake
 from tests.support.stack import eventually, own_redis
 
@@ -426,4 +427,4 @@ def _cpus() -> tuple[list[int], list[int], list[int]] | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.run(main))

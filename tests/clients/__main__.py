@@ -3,7 +3,6 @@
 import argparse
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ from cortex.platform.weights.demo_model import write_bigram
 from tests.clients.cases import CASES, PNG, TEXT, Case, catalogue
 from tests.clients.clients import CLIENTS, Place, Ran
 from tests.clients.install import install
+from tests.support import program
 from tests.support.stack import Stack, eventually
 
 INSIDE = "CORTEX_TEST_CLIENTS_INSIDE"
@@ -37,7 +37,7 @@ def main() -> int:
         unshare = ["unshare", "-n"] if os.geteuid() == 0 else ["unshare", "-rn"]
         again = [sys.executable, "-m", "tests.clients", *sys.argv[1:]]
         env = {**os.environ, INSIDE: str(clients)}
-        return subprocess.run([*unshare, "sh", "-c", OFFLINE, "sh", *again], env=env, check=False).returncode
+        os.execvpe(unshare[0], [*unshare, "sh", "-c", OFFLINE, "sh", *again], env)  # and signals reach it
     scratch = Path(tempfile.mkdtemp(prefix="cortex-clients-"))
     try:
         chosen = [name for name in CLIENTS if _asked_for(name, options.client)]
@@ -105,4 +105,4 @@ def _one(name: str, case: Case, scratch: Path, clients: Path, folder: Path, stac
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.run(main))

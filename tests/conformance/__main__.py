@@ -13,6 +13,7 @@ from rich.table import Table
 
 from cortex.platform.weights.demo_model import write_bigram
 from tests.conformance.exceptions import EVERY, EXCEPTIONS, LLAMA, LLAMA_SHAPE, REASONS, VLLM_SHAPE, Result, verdicts
+from tests.support import program
 from tests.support.catalogues import aliases, fake, gguf
 from tests.support.stack import Stack, eventually
 
@@ -112,4 +113,4 @@ def show(results: Sequence[Result]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.run(main))

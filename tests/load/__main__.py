@@ -17,6 +17,7 @@ from rich.table import Table
 
 from cortex.platform.weights.demo_model import write_bigram
 from tests.load.tools import TOOLS, Report, Tool
+from tests.support import program
 from tests.support.byte_tokenizer import write_cache
 from tests.support.catalogues import fake, gguf
 from tests.support.stack import Stack, eventually
@@ -146,4 +147,4 @@ def show(runs: Sequence[Run]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.run(main))

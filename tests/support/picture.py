@@ -4,6 +4,7 @@
 """
 
 import json
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -12,6 +13,7 @@ import httpx
 from playwright.sync_api import sync_playwright
 
 from tests.browser.conftest import CHROMIUM, FLAGS
+from tests.support import program
 from tests.support.catalogues import aliases, fake
 from tests.support.fleet import Fleet
 from tests.support.stack import eventually, own_redis
@@ -87,4 +89,4 @@ def _take(url: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(program.run(main))

@@ -117,6 +117,9 @@ class Stack:
         except AssertionError:
             self.end()
             raise AssertionError(f"cortex up did not come up:\n{self.output()}") from None
+        except BaseException:
+            self.end()
+            raise
         self.url = f"http://127.0.0.1:{self.port}"
         self.env["CORTEX_URL"] = self.url
         self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False, auth=self._as_its_user)
