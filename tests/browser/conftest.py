@@ -24,6 +24,8 @@ DIES = ("--crash-on-load", "3", "--crash-message", "RuntimeError: CUDA error: ou
 def browser() -> Iterator[Any]:
     """Debian's Chromium."""
     sync_api = pytest.importorskip("playwright.sync_api")
+    if not Path(CHROMIUM).exists():
+        pytest.skip("apt-get install chromium")
     with sync_api.sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield running

@@ -3,13 +3,17 @@
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cortex.platform import settings_file
+from tests.deploy.linted import ROOT
 
 # The machine's files are rendered once.
 pytestmark = pytest.mark.xdist_group("units")
@@ -63,6 +67,22 @@ def test_the_rendered_settings_are_valid(files: Path) -> None:
     assert result.agent.token_file == "/etc/cortex/host.token"
     assert result.agent.keep_workers
     assert result.agent.worker_host == "10.0.0.9"
+
+
+def test_the_role_refuses_settings_that_the_version_does_not_understand(files: Path, tmp_path: Path) -> None:
+    tasks = yaml.safe_load((ROOT / "roles/cortex/tasks/settings.yml").read_text())
+    (task,) = [t for t in tasks if t["name"] == "Write the settings"]
+    command = task["ansible.builtin.template"]["validate"].replace("{{ cortex_env }}/bin/python", sys.executable)
+    unknown = tmp_path / "cortex.toml"
+    unknown.write_text("[gateway]\nlissten = 1\n")
+
+    good, bad = (
+        subprocess.run(shlex.split(command % path), capture_output=True, text=True, check=False)
+        for path in (files / "cortex.toml", unknown)
+    )
+
+    assert good.returncode == 0, good.stderr
+    assert "SettingsError" in bad.stderr and "lissten" in bad.stderr
 
 
 def test_routers_run_as_a_separate_user(files: Path) -> None:
