@@ -32,6 +32,7 @@ from cortex.functions.spec import Engine, Function, revision
 from cortex.platform.api_keys import ApiKey, Limits, digest
 from cortex.platform.record import HostRecord, Instance
 from cortex.platform.registry import Registry
+from cortex.router.live_catalogue import LiveCatalogue
 from tests.bench import cold_path, contenders, cpu_share, load
 from tests.bench.contenders import Contender
 from tests.bench.load import Timings
@@ -92,6 +93,7 @@ class Bench:
         self._cpus = _cpus()
         self.worker = 0
         (folder / "models.toml").write_text(fake(WARM.id) + fake(COLD.id, queue=2000) + aliases({MODEL: WARM.id}))
+        self._digest = LiveCatalogue(folder / "models.toml").digest
         (folder / "fleet.token").write_text("x" * 43)
         self._env = {
             "CORTEX_REDIS_URL": redis_url,
@@ -146,8 +148,9 @@ class Bench:
             for function, state in ((WARM, State.READY), (COLD, cold))
         )  # fmt: skip
         host = HostRecord(
-            name="bench", address="http://127.0.0.1:9", at=now, engines={"fake": "1"}, instances=instances
-        )
+            name="bench", address="http://127.0.0.1:9", at=now, engines={"fake": "1"}, instances=instances,
+            catalogue=self._digest,  # else routers would try to send theirs to an agent
+        )  # fmt: skip
         self._record.set("cortex:host:bench", msgspec.json.encode(host), ex=60)
         self._record.publish("cortex:changed", "host:bench")
 
