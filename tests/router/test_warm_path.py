@@ -208,9 +208,11 @@ async def test_a_chunk_for_a_client_that_takes_chunks_is_not_parsed(wire: Wire) 
     wire.connection.data_received(framed)
 
     calls = calls_of(lambda: wire.connection.data_received(framed))[1:]
+    together = calls_of(lambda: wire.connection.data_received(framed * 5))[1:]
 
     assert len(calls) <= CALLS_PER_WHOLE_CHUNK, calls
-    assert len(sent) == 2
+    assert len(together) <= CALLS_PER_WHOLE_CHUNK + 2, together
+    assert [len(data) for data in sent] == [len(sent[0])] * 2 + [len(sent[0]) * 5]
 
 
 async def test_chunks_that_arrive_together_run_what_one_runs_but_for_the_parser(wire: Wire) -> None:

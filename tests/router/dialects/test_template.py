@@ -95,11 +95,15 @@ def in_chunk(data: bytes, framing: str) -> bytes:
     )
 
 
-def unframed(chunk: bytes) -> bytes:
-    size, _, rest = chunk.partition(b"\r\n")
-    assert rest[-2:] == b"\r\n"
-    assert size == b"%x" % (len(rest) - 2)
-    return rest[:-2]
+def unframed(chunks: bytes) -> bytes:
+    data = b""
+    while chunks:
+        line, _, rest = chunks.partition(b"\r\n")
+        size = int(line, 16)
+        assert line == b"%x" % size
+        assert rest[size : size + 2] == b"\r\n"
+        data, chunks = data + rest[:size], rest[size + 2 :]
+    return data
 
 
 FRAMINGS = st.sampled_from(["right"] * 6 + ["upper", "zeros", "extension", "wrong"])
@@ -114,14 +118,17 @@ def test_a_stream_in_chunks_of_http_is_the_same_with_and_without_their_framing(
     cut = data.draw(st.integers(0, len(pieces) - 1))  # one event in two chunks
     (whole, _), at = pieces[cut], data.draw(st.integers(0, 40))
     pieces[cut : cut + 1] = [(part, "right") for part in (whole[:at], whole[at:]) if part]
+    expected = relayed([piece for piece, _ in pieces], decodes=True, model=model)
 
     stream, output = ChatStream(Reply(id="c", model=model, usage_is_ours=True)), b""
-    for piece, framing in pieces:
-        chunk = stream.feed_chunk(in_chunk(piece, framing)) if stream.feed_chunk else b""
-        output += unframed(chunk) if chunk else stream.feed(piece)
+    while pieces:
+        together = data.draw(st.integers(1, 4), label="chunks that arrive together")
+        arrived, pieces = pieces[:together], pieces[together:]
+        chunks = b"".join(in_chunk(piece, framing) for piece, framing in arrived)
+        passed_on = stream.feed_chunk(chunks) if stream.feed_chunk else b""
+        output += unframed(passed_on) if passed_on else stream.feed(b"".join(piece for piece, _ in arrived))
     output += stream.close()
 
-    expected = relayed([piece for piece, _ in pieces], decodes=True, model=model)
     assert (output, stream.rough_tokens, stream.tokens) == expected
 
 
@@ -133,6 +140,8 @@ def test_words_in_chunks_of_http_need_no_parser() -> None:
         assert stream.feed_chunk
         assert all(stream.feed_chunk(in_chunk(word, "right")) for word in words)
         assert not any(stream.feed_chunk(in_chunk(word, framing)) for word in words for framing in ("wrong", "upper"))
+        assert unframed(stream.feed_chunk(b"".join(in_chunk(word, "right") for word in words))).count(b"word") == 10
+        assert not stream.feed_chunk(in_chunk(words[0], "right") + in_chunk(words[1], "wrong"))
 
 
 def translated(dialect: str, pieces: list[bytes], *, decodes: bool) -> tuple[bytes, int, object]:

@@ -81,17 +81,42 @@ class ChunkForm:
         self.rough_tokens = 0
         """An estimate of the tokens that were passed on."""
 
-    def pass_on(self, chunk: bytes) -> bytes:
-        """Return the client's chunk. Nothing, for any other chunk and for texts that are not plain ASCII."""
-        size = len(chunk)
+    def pass_on(self, data: bytes) -> bytes:
+        """Return the client's chunks for one chunk, or for several that arrived together. Nothing, for any other chunk
+        and for texts that are not plain ASCII."""
+        size = len(data)
         head, client_head, end, tokens = self._sizes.get(size) or self._size(size)
-        if not (chunk.startswith(head) and chunk.endswith(self._tail)):
+        if not data.endswith(self._tail):
             return b""
-        text = chunk[len(head) : end]
+        if not data.startswith(head):
+            return self._pass_several_on(data)
+        text = data[len(head) : end]
         if text.translate(None, _PLAIN):
             return b""
         self.rough_tokens += tokens
-        return chunk if client_head is head else b"".join((client_head, text, self._client_tail))
+        return data if client_head is head else b"".join((client_head, text, self._client_tail))
+
+    def _pass_several_on(self, data: bytes) -> bytes:
+        del self._sizes[len(data)]  # that of no chunk
+        out: list[bytes] = []
+        at = all_tokens = 0
+        while at < len(data):
+            line = data[at : at + _LONGEST_LINE].partition(_LINE_END)[0]
+            try:
+                size = len(line) + int(line, 16) + 2 * len(_LINE_END)
+            except ValueError:
+                return b""
+            head, client_head, text_end, tokens = self._sizes.get(size) or self._size(size)
+            if not (data.startswith(head, at) and data.endswith(self._tail, at, at + size)):
+                return b""
+            text = data[at + len(head) : at + text_end]
+            if len(text) != text_end - len(head) or text.translate(None, _PLAIN):
+                return b""
+            out += (client_head, text, self._client_tail)
+            all_tokens += tokens
+            at += size
+        self.rough_tokens += all_tokens
+        return data if self._client == self._worker else b"".join(out)
 
     def _size(self, size: int) -> "_Size":
         """Return what chunks of a size have in common, and remember it."""
@@ -117,6 +142,8 @@ _Size = tuple[bytes, bytes, int, int]
 _NO_SIZE = b"\0", b"", 0, 0
 """No chunk begins with it."""
 _SIZES = 256
+_LONGEST_LINE = 10
+"""Bytes in which the line of a chunk's size has to end."""
 
 
 def template_of(chunk: Chunk, data: bytes) -> Template | None:
