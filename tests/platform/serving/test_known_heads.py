@@ -2,7 +2,7 @@
 
 import pytest
 
-from cortex.platform.serving.known_heads import MISSES, MOST, PAUSE, KnownHeads, split
+from cortex.platform.serving.known_heads import MISSES, MOST, PAUSE, KnownHeads, has_lines, split
 
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nA: b\r\n\r\n"
 
@@ -37,6 +37,24 @@ def test_a_whole_message_is_its_head_its_length_and_its_body() -> None:
 )  # fmt: skip
 def test_other_pieces_are_left_to_the_parser(data: bytes) -> None:
     assert split(data) is None
+
+
+@pytest.mark.parametrize(
+    ("head", "headers"),
+    [
+        (HEAD, 3),
+        (b"\r\n" + HEAD, None),
+        (HEAD.replace(b"\r\nA", b"\nA"), None),
+        (b"GET / HTTP/1.1\nHost: x\n\n" + HEAD, None),
+        (HEAD.replace(b"A: b", b"A: b\r\n c"), None),
+    ],
+    ids=["plain", "an empty line", "a line feed", "two messages", "a folded line"],
+)
+def test_a_head_is_one_messages_if_each_of_its_headers_is_a_line(head: bytes, headers: int | None) -> None:
+    message = split(head % 0)
+
+    assert message is not None
+    assert has_lines(message.head, 3) is (headers == 3)
 
 
 def test_heads_that_differ_are_not_compared_for_a_while() -> None:

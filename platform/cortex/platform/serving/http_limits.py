@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from cortex.platform.serving.client_connection import EXTENSION, ClientConnection
 from cortex.platform.serving.connections import Connections, peer_of
 from cortex.platform.serving.http_methods import AnyLength
-from cortex.platform.serving.known_heads import MISSES, Head, split
+from cortex.platform.serving.known_heads import MISSES, Head, has_lines, split
 
 HEAD_BYTES = 64 * 1024
 HEADERS = 128
@@ -175,7 +175,8 @@ class LimitedProtocol(HttpToolsProtocol):
         """Remember the head of the request that was read, unless it asks for more than an answer."""
         head, self._new_head = self._new_head, None
         names = [name for name, _ in self.headers]
-        if self.cycle.keep_alive and self.scope["http_version"] == "1.1" and _SPECIAL.isdisjoint(names):
+        is_plain = self.scope["http_version"] == "1.1" and _SPECIAL.isdisjoint(names)
+        if is_plain and self.cycle.keep_alive and head is not None and has_lines(head, len(names)):
             self._head, self._length_at = head, names.index(b"content-length")
 
     def on_message_begin(self) -> None:

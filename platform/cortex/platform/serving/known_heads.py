@@ -40,6 +40,14 @@ def split(data: bytes) -> Split | None:
     return Split((data[:start], data[stop:body_at]), length[1], data[body_at:])
 
 
+def has_lines(head: Head, headers: int) -> bool:
+    """Whether a head is one message's with so many headers, a line each. A parser that takes other line ends, empty
+    lines or folded headers may have read several messages in a piece that `split` takes for one."""
+    before, after = head
+    lines = headers + 2  # the first one, and the empty one
+    return before.count(b"\n") + after.count(b"\n") == before.count(b"\r") + after.count(b"\r") == lines
+
+
 class KnownHeads(Generic[Meaning]):
     """Heads that a parser has read, with what they mean."""
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from cortex.platform.serving.known_heads import Head, KnownHeads
+from cortex.platform.serving.known_heads import Head, KnownHeads, has_lines
 from cortex.router.request.worker_response import (
     ConnectionFailed,
     ConnectionWasReset,
@@ -276,8 +276,9 @@ class WorkerConnection(asyncio.Protocol):
         if self._is_sending or not (self.is_open and keeps and self._parser.should_keep_alive()):
             self.abort()
             return
-        if self._new_head is not None and response.status == 200:  # 204 and 304 have no body, whatever their length
-            self._pool.heads.learn(self._new_head, response.headers)
+        head = self._new_head
+        if head is not None and response.status == 200 and has_lines(head, self._headers):
+            self._pool.heads.learn(head, response.headers)  # 204 and 304 have no body, whatever their length
         self._transport.resume_reading()
         self._pool.release(self)
 
