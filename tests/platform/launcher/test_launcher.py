@@ -428,6 +428,23 @@ async def test_an_engine_that_cannot_be_imported_is_a_reported_failure(tmp_path:
     assert "could not import the engine's core" in (tmp_path / "launcher.log").read_text()
 
 
+async def test_a_launcher_that_closes_its_socket_and_runs_on_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher_pool, "CLOSED_S", 0.1)  # shortens a wait, and changes no decision
+    python, pid = tmp_path / "python", tmp_path / "pid"
+    python.write_text(f"#!/bin/sh\necho $$ > {pid}\nexec sleep 60 <&-\n")
+    python.chmod(0o700)
+    pool = RunningPool((str(python), "-m", "vllm"), tmp_path)
+    task = asyncio.ensure_future(pool.keeper.keep())
+
+    await pool.until("failed: it closed its socket while importing and did not exit")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+    assert not _runs(int(pid.read_text()))
+
+
 @pytest.mark.parametrize(
     ("command", "why"),
     [

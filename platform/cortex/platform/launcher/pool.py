@@ -41,6 +41,8 @@ LOW_PRIORITY = 10
 FORK_S = 5.0
 """How long a fork may take. The launcher is idle, but its memory may be swapped out."""
 EXIT_CODE_S = 1.0
+CLOSED_S = 5.0
+"""How long a launcher may run on after its socket closed while it imported: it is exiting."""
 KILLED_WITHIN_S = 5.0
 LONGEST_LINE = 64 * 1024
 QUIET_S = 0.5
@@ -199,9 +201,9 @@ class LauncherPool:
             await self.close()
             return str(error) or "it took too long"
         if not greeting:
-            exit_text = termination.describe_exit(await asyncio.to_thread(self._child.wait))
+            failure = await asyncio.to_thread(_exit_while_importing, self._child)
             await self.close()
-            return f"it {exit_text} while importing"
+            return failure
         try:
             facts = {untrusted.name(k, 40): untrusted.line(str(v), 200) for k, v in json.loads(greeting).items()}
         except (ValueError, AttributeError, RecursionError):
@@ -279,6 +281,14 @@ def _read_line(line: socket.socket) -> bytes:
         if len(received) > LONGEST_LINE:
             raise OSError("it wrote an endless line")
     return received
+
+
+def _exit_while_importing(child: subprocess.Popen[bytes]) -> str:
+    """Wait for the exit of a launcher that has closed its socket, for `CLOSED_S` at most; describe it."""
+    try:
+        return f"it {termination.describe_exit(child.wait(CLOSED_S))} while importing"
+    except subprocess.TimeoutExpired:
+        return "it closed its socket while importing and did not exit"
 
 
 def _resident_mb(pid: int) -> int:
