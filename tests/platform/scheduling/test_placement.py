@@ -397,10 +397,44 @@ def test_full_of_busy_instances_may_change_later() -> None:
     )
 
     assert place(a_need(), host, Use(in_flight={"a": 1}), NOW) == NoRoom(
-        reason="does not fit by 500 MiB: org/busy, org/pinned are busy, pinned, just loaded or just used",
+        reason="does not fit by 500 MiB: org/busy is busy, org/pinned is pinned",
         when=When.LATER,
         short_by_mb=500,
     )
+
+
+def test_a_refusal_names_three_functions_with_the_reason_of_each_and_counts_the_others() -> None:
+    host = a_host(
+        an_instance("a", function="org/a", memory_mb=2000, ready=NOW - 1),
+        an_instance("b", function="org/b", memory_mb=2000),
+        an_instance("b2", function="org/b", memory_mb=2000),
+        an_instance("c", function="org/c", memory_mb=1000, state=State.STARTING),
+        an_instance("d", function="org/d", memory_mb=1000, pinned=True),
+        an_instance("e", function="org/e", memory_mb=2000, priority=1),
+    )
+    use = Use(in_flight={"b": 1, "b2": 1})
+
+    placement = place(a_need(), host, use, NOW, strategy="priority")
+
+    assert isinstance(placement, NoRoom)
+    assert placement.reason.endswith(": org/a is just loaded, org/b is busy, org/c is starting and 2 more stay")
+
+
+@pytest.mark.parametrize(
+    ("options", "use", "why"),
+    [
+        ({"strategy": "priority"}, IDLE, "of a higher priority"),
+        ({"unused_s": 60.0}, Use(used={"i:one": NOW - 30}), "just used"),
+        ({}, Use(known=False), "maybe in use"),
+    ],
+)
+def test_a_refusal_says_what_holds_back_the_only_instance(options: dict[str, Any], use: Use, why: str) -> None:
+    host = a_host(an_instance("one", function="org/a", memory_mb=10_000, priority=1))
+
+    placement = place(a_need(), host, use, NOW, **options)
+
+    assert isinstance(placement, NoRoom)
+    assert placement.reason.endswith(f": org/a is {why}")
 
 
 def test_the_shortage_excludes_memory_that_eviction_can_free() -> None:

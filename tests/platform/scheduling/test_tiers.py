@@ -313,7 +313,7 @@ def test_the_first_sleep_is_rehearsed_while_nobody_waits() -> None:
 
     instance = instance_of(scheduler)
     assert (instance.ram_mb, instance.parked_mb, instance.reason) == (3000, 1500, None)
-    assert protection(instance, Use(), 20.0) == "", "it waits for no first request"
+    assert protection(instance, Use(), 20.0) is None, "it waits for no first request"
     drained(scheduler, 100.0)
     assert states(scheduler) == {"one": State.READY}, "once is enough"
 

@@ -11,6 +11,7 @@ from msgspec import Struct
 from cortex.functions.lifecycle import State
 from cortex.platform.record import Instance, Tier, Use
 from cortex.platform.scheduling.parking import freed_mb, is_leaving, tier_from
+from cortex.platform.scheduling.reasons import Protection
 
 Worth = tuple[float, bool, float, str]
 """What an instance is worth, to be compared with others of its host."""
@@ -39,24 +40,26 @@ class Victims(Struct, frozen=True):
         self, instances: Iterable[Instance], priority: int, use: Use, now: float, mildest: Tier = Tier.STOP
     ) -> list[Instance]:
         """Return the instances that may be evicted for a function of this priority, to no milder tier."""
-        return [
-            i
-            for i in instances
-            if i.id in self.closable
-            or (
-                now - use.last_used(i) >= self.unused_s
-                and displaceable(i, priority, use, now, strategy=self.strategy, mildest=mildest)
-            )
-        ]
+        return [i for i in instances if not self.protection(i, priority, use, now, mildest)]
+
+    def protection(
+        self, instance: Instance, priority: int, use: Use, now: float, mildest: Tier = Tier.STOP
+    ) -> Protection | State | None:
+        """Why an instance may not be evicted for a function of this priority, to no milder tier; None when it may."""
+        if instance.id in self.closable:
+            return None
+        if self.strategy == "priority" and instance.priority > priority:
+            return Protection.HIGHER_PRIORITY
+        if why := protection(instance, use, now, mildest):
+            return why
+        return Protection.JUST_USED if now - use.last_used(instance) < self.unused_s else None
 
 
 def displaceable(
     instance: Instance, priority: int, use: Use, now: float, *, strategy: str, mildest: Tier = Tier.STOP
 ) -> bool:
     """Whether an instance may be evicted for a function of this priority, to no milder tier than `mildest`."""
-    if strategy == "priority" and instance.priority > priority:
-        return False
-    return not protection(instance, use, now, mildest)
+    return not Victims(strategy).protection(instance, priority, use, now, mildest)
 
 
 def residency_s(instance: Instance, mildest: Tier) -> float:
@@ -67,23 +70,25 @@ def residency_s(instance: Instance, mildest: Tier) -> float:
     return RESIDENCY_S if back_s is None else min(RESIDENCY_S, max(LEAST_RESIDENCY_S, RESIDENCY_RETURNS * back_s))
 
 
-def protection(instance: Instance, use: Use, now: float, mildest: Tier = Tier.SLEEP) -> str:
-    """Why an instance may not be evicted now, for any function, to no milder tier than `mildest`; "" when it may."""
+def protection(instance: Instance, use: Use, now: float, mildest: Tier = Tier.SLEEP) -> Protection | State | None:
+    """Why an instance may not be evicted now, for any function, to no milder tier than `mildest`: its state, if
+    that is the reason; None when it may."""
     if instance.state is State.SLEEPING and not is_leaving(instance):
-        return "pinned" if instance.pinned else ""
+        return Protection.PINNED if instance.pinned else None
     if not use.known:
-        return "no router says who is in use"
+        return Protection.USE_UNKNOWN
     if instance.state is not State.READY:
-        return str(instance.state)
+        return instance.state
     if instance.pinned:
-        return "pinned"
+        return Protection.PINNED
     if use.in_flight.get(instance.id, 0):
-        return "busy"
+        return Protection.BUSY
     if use.last_used(instance) > instance.ready:
-        return "just used" if now - use.last_used(instance) < residency_s(instance, mildest) else ""
+        used_s = now - use.last_used(instance)
+        return Protection.JUST_USED if used_s < residency_s(instance, mildest) else None
     if instance.for_minimum and not use.waiting.get(instance.function):
-        return ""  # no request waited for its start
-    return "just loaded" if now - instance.ready < FIRST_SERVE_S else ""
+        return None  # no request waited for its start
+    return Protection.JUST_LOADED if now - instance.ready < FIRST_SERVE_S else None
 
 
 def least_valuable_first(

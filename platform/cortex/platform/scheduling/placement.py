@@ -20,6 +20,7 @@ from cortex.platform.record import Device, HostRecord, Instance, Tier, Use
 from cortex.platform.scheduling.eviction import Victims, Worth, cheapest_victims, frees, least_valuable_first, worths
 from cortex.platform.scheduling.eviction import protection as protection  # for callers of `place`
 from cortex.platform.scheduling.parking import TIERS, admitted_mb, freed_mb, is_leaving, tier_from
+from cortex.platform.scheduling.reasons import protection_text
 from cortex.platform.scheduling.saved_state import LocalWeights
 
 MINIMUM_YIELDS_S = 60.0
@@ -207,9 +208,8 @@ def _fit(need: Need, host: HostRecord, use: Use, now: float, rule: Victims, *, c
     pinned = bool(blockers) and all(i.pinned for i in blockers)
     reasons = []
     if blockers:
-        names = ", ".join(sorted({i.function for i in blockers}))
-        kind = "pinned" if pinned else "busy, pinned, just loaded or just used"
-        reasons.append(f"{names} {'is' if len(blockers) == 1 else 'are'} {kind}")
+        whys = {i.id: rule.protection(i, need.priority, use, now) for i in blockers}
+        reasons.append(protection_text((i.function, whys[i.id]) for i in blockers))
     if foreign:
         reasons.append(f"foreign processes hold {foreign} MiB")
     return NoRoom(

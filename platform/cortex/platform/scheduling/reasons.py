@@ -1,7 +1,9 @@
 """Kinds of decisions, reasons of drains in groups, and the text for people that is made of a reason. Pure."""
 
 import enum
+from collections.abc import Iterable
 
+from cortex.functions.lifecycle import State
 from cortex.platform.record import DrainReason
 
 
@@ -52,6 +54,30 @@ FOR_LATER = frozenset({DrainReason.IDLE, DrainReason.REHEARSAL, DrainReason.UPGR
 
 MAY_PARK = FOR_ROOM | {DrainReason.IDLE, DrainReason.REHEARSAL, DrainReason.COOL}
 """Reasons by which an instance may keep its process. By the others it is not to return."""
+
+
+MOST_NAMED = 3
+"""Functions that the reason for a refusal names."""
+
+
+class Protection(enum.StrEnum):
+    """Why an instance may not be evicted, where that is not its state."""
+
+    PINNED = "pinned"
+    BUSY = "busy"
+    JUST_LOADED = "just loaded"
+    JUST_USED = "just used"
+    HIGHER_PRIORITY = "of a higher priority"
+    USE_UNKNOWN = "maybe in use"
+    """No router says who is in use."""
+
+
+def protection_text(protected: Iterable[tuple[str, Protection | State | None]]) -> str:
+    """Return why instances of these functions stay, each function once for each reason."""
+    each = sorted({(function, str(why)) for function, why in protected if why})
+    named = [f"{function} is {why}" for function, why in each[:MOST_NAMED]]
+    more = f" and {len(each) - MOST_NAMED} more stay" if len(each) > MOST_NAMED else ""
+    return ", ".join(named) + more
 
 
 def drain_text(reason: DrainReason, detail: str = "") -> str:

@@ -68,7 +68,7 @@ def eviction_order(record: HostRecord, snapshot: FleetSnapshot, index: Index) ->
     """Return a host's instances in eviction order, protected ones last."""
     candidates = [i for i in record.instances if not is_leaving(i)]
     ordered = least_valuable_first(candidates, index.usage, snapshot.now, strategy=snapshot.strategy)
-    protections = {i.id: protection(i, index.usage, snapshot.now) for i in ordered}
+    protections = {i.id: str(protection(i, index.usage, snapshot.now) or "") for i in ordered}
     evictable = [i for i in ordered if not protections[i.id]]
     protected = [i for i in ordered if protections[i.id]]
     return tuple(
