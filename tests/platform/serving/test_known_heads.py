@@ -44,7 +44,7 @@ def test_other_pieces_are_left_to_the_parser(data: bytes) -> None:
     [
         (HEAD, 3),
         (b"\r\n" + HEAD, None),
-        (HEAD.replace(b"\r\nA", b"\nA"), None),
+        (HEAD.replace(b"\r\nHost", b"\nHost"), None),
         (b"GET / HTTP/1.1\nHost: x\n\n" + HEAD, None),
         (HEAD.replace(b"A: b", b"A: b\r\n c"), None),
     ],
