@@ -70,7 +70,7 @@ class SecuredRedis:
     """A running one."""
 
     def __init__(self, folder: Path, port: int) -> None:
-        self._socket, self.port, self.pid = folder / "s.sock", port, 0
+        self._folder, self._socket, self.port, self.pid = folder, folder / "s.sock", port, 0
         self.binary = server()
         self.reads_apart = reads_apart(self.binary)
         self.admin_url = f"unix://admin:{PASSWORDS['cortex_redis_admin_password']}@{self._socket}"
@@ -98,6 +98,10 @@ class SecuredRedis:
         finally:
             os.kill(self.pid, signal.SIGCONT)
 
+    def anonymous(self) -> redis.Redis:
+        """Return a client that authenticates as nobody."""
+        return redis.Redis(unix_socket_path=str(self._socket), protocol=2)
+
     def may(self, user: str, *command: str) -> bool:
         """Whether a user may do something; it is done."""
         with redis.Redis.from_url(f"unix://{user}:{password(user)}@{self._socket}") as client:
@@ -112,9 +116,7 @@ class SecuredRedis:
 def secured_redis(folder: Path, cert: str, key: str) -> Iterator[SecuredRedis]:
     """Run one with this certificate."""
     running = SecuredRedis(folder, free_port())
-    (folder / "users.acl").write_text(users(reads_apart=running.reads_apart))
-    plain = [*embedded_redis.command(running.binary, folder, running._socket)]
-    plain += ["--aclfile", str(folder / "users.acl")]
+    plain = _plain(running)
     by_tls = [
         "--tls-port",
         str(running.port),
@@ -132,6 +134,23 @@ def secured_redis(folder: Path, cert: str, key: str) -> Iterator[SecuredRedis]:
             stack.enter_context(_tunnel(running.port, running._socket, cert, key))
         running.pid = server.pid
         yield running
+
+
+@contextlib.contextmanager
+def local_redis(folder: Path) -> Iterator[SecuredRedis]:
+    """Run one on its unix socket alone. At the end it is killed; the next one in the folder loads its file."""
+    running = SecuredRedis(folder, 0)
+    with _running(_plain(running), running.admin_url) as server:
+        assert server.poll() is None
+        running.pid = server.pid
+        yield running
+
+
+def _plain(secured: SecuredRedis) -> list[str]:
+    """Write the users' file and return the argv of a server without TLS."""
+    path = secured._folder / "users.acl"
+    path.write_text(users(reads_apart=secured.reads_apart))
+    return [*embedded_redis.command(secured.binary, secured._folder, secured._socket), "--aclfile", str(path)]
 
 
 @contextlib.contextmanager
