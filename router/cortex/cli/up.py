@@ -138,14 +138,15 @@ async def run(settings: Settings, models: Path | None, port: int | None, workers
     loop = asyncio.get_running_loop()
     children: list[Child] = []
 
-    def on_signal() -> None:
-        if stop.is_set():
+    def on_signal(number: signal.Signals) -> None:
+        # A second TERM is the same one: a service manager or terminal signals the group, and `uv run` passes it on.
+        if stop.is_set() and number is signal.SIGINT:
             _kill_everything(settings)
             os._exit(130)
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
+        loop.add_signal_handler(number, on_signal, number)
     try:
         settings = replace(settings, local_key_file=str(local.make_key()))
         settings = await _with_redis(settings, runtime_dir, children, lock)
