@@ -118,7 +118,7 @@ rotate-token inventory *args:
 
 # this checkout and all it needs as wheels with hashes, for hosts without any index
 wheelhouse *args:
-    uv run python deploy/wheelhouse.py "$@"
+    uv run python -m deploy.wheelhouse "$@"
 
 # a fleet of real Debian hosts on this machine, from nothing to nothing (root; half an hour and more)
 test-fleet *args:
@@ -169,7 +169,7 @@ audit *args:
 
 # what a release consists of: wheel, source, bill of materials (CycloneDX) and the hashes of all, in dist/release/
 release *args:
-    uv run python deploy/release.py {{args}}
+    uv run python -m deploy.release {{args}}
 
 # the attacks and the table of who may do what, and random requests to every route of router and agent (minutes)
 test-security *args:

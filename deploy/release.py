@@ -20,14 +20,7 @@ def main() -> None:
     """Build the release of this checkout, and print the hashes."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--out", type=Path, default=ROOT / "dist" / "release")
-    options.add_argument(
-        "--bill", type=Path, metavar="FILE", help="write only the bill of materials of a host, with the installer"
-    )
-    arguments = options.parse_args()
-    out: Path = arguments.out
-    if arguments.bill:
-        bill_of_materials(arguments.bill, "--group", "installer")
-        return
+    out: Path = options.parse_args().out
     shutil.rmtree(out, ignore_errors=True)
     run("uv", "build", "--quiet", "--out-dir", str(out), str(ROOT))
     (out / ".gitignore").unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 from deploy import certificates, rotation
 from deploy.vault import ANSIBLE, Vault, VaultClosed, environment
 
-WHEELHOUSE = Path(__file__).resolve().parent / "wheelhouse.py"
+ROOT = Path(__file__).resolve().parent.parent
 PLAYBOOKS = {
     "deploy": ["site.yml"],
     "models": ["models.yml"],
@@ -55,7 +55,7 @@ def main() -> int:
         return 1
     has_version = any(a.startswith("cortex_version=") for a in arguments)
     if command == "deploy" and not has_version:
-        build = subprocess.run([sys.executable, str(WHEELHOUSE)], check=False)
+        build = subprocess.run([sys.executable, "-m", "deploy.wheelhouse"], cwd=ROOT, check=False)
         if build.returncode:
             return build.returncode
     playbook, *fixed = PLAYBOOKS[command]

@@ -13,11 +13,12 @@ import argparse
 import hashlib
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
 from pathlib import Path
+
+from deploy.release import bill_of_materials, run
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ("3.11", "3.12")
@@ -54,7 +55,7 @@ def build(version: str, out: Path, pythons: list[str], platforms: list[str]) -> 
             _fetch(requirements, folder, cache, python, platforms)
         own = f"cortex=={version} --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n"
         (folder / "requirements.txt").write_text(requirements + own)
-        _run(sys.executable, str(ROOT / "deploy" / "release.py"), "--bill", str(folder / "cortex.cdx.json"))
+        bill_of_materials(folder / "cortex.cdx.json", "--group", "installer")
         part = folder / "part.tar"
         with tarfile.open(part, "w") as archive:  # wheels are compressed already
             wheels = _required_wheels(requirements, cache)
@@ -75,14 +76,14 @@ def _own_wheel(version: str, folder: Path) -> Path:
     project.write_text(
         re.sub(r'^version = ".*"$', f'version = "{version}"', project.read_text(), count=1, flags=re.MULTILINE)
     )
-    _run("uv", "build", "--quiet", "--wheel", "--out-dir", str(folder / "own"), str(source))
+    run("uv", "build", "--quiet", "--wheel", "--out-dir", str(folder / "own"), str(source))
     (wheel,) = (folder / "own").glob("*.whl")
     return wheel
 
 
 def _requirements() -> str:
     """Return the requirements of cortex and its installation from the lock file, with hashes."""
-    return _run(
+    return run(
         "uv", "export", "--quiet", "--locked", "--no-dev", "--group", "installer", "--no-emit-project", "--no-header",
         "--no-annotate", "--format", "requirements.txt", "--project", str(ROOT),
     )  # fmt: skip
@@ -93,7 +94,7 @@ def _fetch(requirements: str, scratch: Path, out: Path, python: str, platforms: 
     file = scratch / "fetch.txt"
     file.write_text(re.sub(r" ; (python_full_version [^ ]+ '[^']+')(?= \\)", "", requirements))
     targets = [f for p in platforms for f in ("--platform", p)]
-    _run(
+    run(
         "uv", "run", "--quiet", "--no-project", "--with", "pip", "--python", sys.executable, "python", "-m", "pip",
         "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes", "--only-binary", ":all:",
         "--python-version", python, "--implementation", "cp", "--abi", f"cp{python.replace('.', '')}", "--abi", "abi3",
@@ -133,14 +134,7 @@ def _label() -> str:
 
 
 def _git(*arguments: str) -> str:
-    return _run("git", "-C", str(ROOT), *arguments)
-
-
-def _run(*argv: str) -> str:
-    run = subprocess.run(argv, stdout=subprocess.PIPE, check=False, encoding="utf-8", errors="surrogateescape")
-    if run.returncode:
-        sys.exit(f"wheelhouse: `{' '.join(argv[:4])} …` failed with code {run.returncode}")
-    return run.stdout
+    return run("git", "-C", str(ROOT), *arguments)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from deploy.audit import NO_PROBLEM, NOT_CHECKED, VULNERABLE, licences, packages_without_hash, vulnerabilities
+from deploy.release import bill_of_materials
 
 pytestmark = pytest.mark.long
 
@@ -34,7 +35,7 @@ def locked(*groups: str) -> dict[str, str]:
 
 
 def test_a_release_has_wheel_source_bill_of_materials_and_hashes(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "deploy/release.py", "--out", str(tmp_path / "r")], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "deploy.release", "--out", str(tmp_path / "r")], cwd=ROOT, check=True)
     lines = [line.split() for line in (tmp_path / "r" / "SHA256SUMS").read_text().splitlines()]
     sums = {name: digest for digest, name in lines}
     files = {p.name: p for p in (tmp_path / "r").iterdir() if p.name != "SHA256SUMS"}
@@ -50,8 +51,7 @@ def test_a_release_has_wheel_source_bill_of_materials_and_hashes(tmp_path: Path)
 
 
 def test_the_bill_of_materials_of_a_host_includes_the_installer(tmp_path: Path) -> None:
-    argv = [sys.executable, "deploy/release.py", "--bill", str(tmp_path / "bill.json")]
-    subprocess.run(argv, cwd=ROOT, check=True)
+    bill_of_materials(tmp_path / "bill.json", "--group", "installer")
 
     assert components(tmp_path / "bill.json") == locked("--group", "installer")
     assert "uv" in components(tmp_path / "bill.json")

@@ -81,7 +81,7 @@ def build(label: str) -> str:
     for old in (ROOT / "dist/wheelhouse").glob(f"*+{label}.tar"):
         old.unlink()
     done = subprocess.run(
-        [sys.executable, str(ROOT / "deploy/wheelhouse.py"), "--label", label, "--python", "3.11"],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=600, check=True,
+        [sys.executable, "-m", "deploy.wheelhouse", "--label", label, "--python", "3.11"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=600, check=True,
     )  # fmt: skip
     return done.stdout.split()[-1]
