@@ -209,8 +209,9 @@ def test_case_58_thinking_is_named_reasoning_content_for_every_worker() -> None:
     assert whole["choices"][0]["message"]["reasoning_content"] == "hm"
 
 
-def test_case_58_thinking_in_the_history_is_renamed_for_templates_that_take_it() -> None:
-    thought = message("assistant", "x", reasoning="hm")
+@pytest.mark.parametrize("more", [{}, {"reasoning_content": ""}])
+def test_case_58_thinking_in_the_history_is_renamed_for_templates_that_take_it(more: Json) -> None:
+    thought = message("assistant", "x", reasoning="hm", **more)
 
     actual = conversation(Traits(reasoning_field="reasoning_content"), message("user", "go"), thought)
 

@@ -43,6 +43,25 @@ def test_a_demanded_call_of_a_model_without_tools_is_refused(read: Any, choice: 
     assert read(tools=tools, tool_choice=choice)
 
 
+OTHERS: list[tuple[Any, Any, Any]] = [
+    (chat_request, {"type": "allowed_tools", "allowed_tools": {"mode": "MODE", "tools": tools}}, FUNCTION)
+    for tools in ([], [{"type": "function", "function": {"name": "g"}}], [{"function": {"name": ["f"]}}])
+] + [
+    (responses_request, {"type": "allowed_tools", "mode": "MODE", "tools": tools}, FLAT)
+    for tools in ([], [{"type": "function", "name": "g"}])
+]
+
+
+@pytest.mark.parametrize(("read", "choice", "declared"), OTHERS)
+def test_a_demanded_call_of_none_of_the_tools_is_refused_and_an_offer_of_none_has_no_tools(
+    read: Any, choice: Any, declared: Any
+) -> None:
+    demand, offer = (json.loads(json.dumps(choice).replace("MODE", mode)) for mode in ("required", "auto"))
+
+    assert (refusal_of(read, tools=[declared], tool_choice=demand).param or "").startswith("tool_choice")
+    assert body_of(read(tools=[declared], tool_choice=offer)).keys().isdisjoint({"tools", "tool_choice"})
+
+
 @pytest.mark.parametrize(("read", "choice", "tools"), DEMANDS)
 def test_a_demanded_call_without_tools_is_refused(read: Any, choice: Any, tools: list[Any]) -> None:
     assert (refusal_of(read, tool_choice=choice).param or "").startswith("tool_choice")

@@ -51,7 +51,7 @@ def test_case_60_the_list_comes_in_pages(query: dict[str, str], ids: list[str], 
     assert (page.first_id, page.last_id) == ((ids[0], ids[-1]) if ids else (None, None))
 
 
-@pytest.mark.parametrize("limit", ["0", "-1", "many", "1001", "", "99999999999"])
+@pytest.mark.parametrize("limit", ["0", "-1", "many", "1001", "", "99999999999", "0000100000", "00001" + "9" * 5000])
 def test_case_60_an_invalid_limit_is_refused_by_name(limit: str) -> None:
     with pytest.raises(BadRequest) as caught:
         models.anthropic_page(list(CARDS), CARDS.__getitem__, limit)

@@ -158,6 +158,17 @@ def test_the_stream_of_several_prompts_begins_with_null() -> None:
     assert [c["text"] for c in json.loads(assembly.close())["choices"]] == ["a", "b"]
 
 
+@pytest.mark.parametrize("first", [5, {"cached_tokens": 5}])
+def test_usages_of_several_prompts_that_differ_in_kind_do_not_end_the_answer(first: Any) -> None:
+    second = {"cached_tokens": 5} if first == 5 else 5
+    usages = [{"prompt_tokens": 1, "prompt_tokens_details": details} for details in (first, second)]
+    texts = [{"index": i, "text": "x", "finish_reason": "stop"} for i in (0, 1)]
+
+    whole = drive([{"choices": [text], "usage": usage} for text, usage in zip(texts, usages, strict=True)], 100)
+
+    assert whole["usage"] == {"prompt_tokens": 2, "prompt_tokens_details": first}
+
+
 def test_a_stream_without_its_end_is_no_answer() -> None:
     assembly = Assembly()
     assembly.feed(b'data: {"choices":[{"index":0,"delta":{"content":"half"}}]}\n\n')

@@ -27,6 +27,11 @@ def test_a_duration_is_read_within_the_bound_of_the_catalogue(value: Any, second
     assert keep_s(str(value).encode(), None, FUNCTION) == seconds
 
 
+@pytest.mark.parametrize("value", [10**400, -(10**400)])
+def test_a_number_too_large_for_a_float_is_as_long_as_allowed(value: int) -> None:
+    assert keep_s(None, value, FUNCTION) == 3600.0
+
+
 def test_without_a_bound_of_its_own_the_idle_time_is_the_bound() -> None:
     assert keep_s(None, "24h", a_function(idle_after_s=60)) == 60.0
     assert keep_s(None, 5, a_function(idle_after_s=60)) == 5.0

@@ -108,6 +108,15 @@ async def test_the_prompt_of_a_completion_is_counted_without_a_template(server: 
     assert [(path, request[field]) for path, request in workers.posted] == [("/tokenize", "one two three")]
 
 
+async def test_a_prompt_of_ids_and_texts_is_not_counted_and_its_worker_decides() -> None:
+    sent = b'{"model":"m","max_tokens":9,"prompt":[1,"' + b"two " * 500 + b'"]}'
+    request = read_request("completions", sent, Traits(context_window=16))
+    settle = fitting(Tokenizer(Tokenizing()), VLLM, "completions", request, sent, Traits(context_window=16))  # type: ignore[arg-type]
+    assert settle is not None
+
+    assert (await settle(an_instance(server="vllm", context=16))).body == sent
+
+
 async def test_the_tokens_of_a_prompt_of_ids_are_counted_without_the_worker() -> None:
     workers = Tokenizing()
 

@@ -12,6 +12,7 @@ import msgspec
 from cortex.router.dialects.core.errors import BadRequest
 
 _LARGEST_PAGE = 1000
+_DIGITS = len(str(_LARGEST_PAGE))
 _PAGE = 20
 
 
@@ -78,9 +79,10 @@ def anthropic_page(
 def _size(limit: str | None) -> int:
     if limit is None:
         return _PAGE
-    if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:5]) <= _LARGEST_PAGE):
+    size = int(limit) if limit.isascii() and limit.isdecimal() and len(limit) <= _DIGITS else 0
+    if not 1 <= size <= _LARGEST_PAGE:
         raise BadRequest(f"expected a number from 1 to {_LARGEST_PAGE}", "limit")
-    return int(limit)
+    return size
 
 
 def _capabilities(card: Card) -> dict[str, Any]:

@@ -144,10 +144,11 @@ def _sum(usages: Iterable[dict[str, Any]]) -> dict[str, Any]:
     total: dict[str, Any] = {}
     for usage in usages:
         for name, value in usage.items():
-            if type(value) is int:
-                total[name] = total.get(name, 0) + value
-            elif isinstance(value, dict):
-                total[name] = _sum((total.get(name, {}), value))
+            current = total.get(name)
+            if type(value) is int and not isinstance(current, dict):
+                total[name] = (current or 0) + value
+            elif isinstance(value, dict) and not isinstance(current, int):
+                total[name] = _sum((current or {}, value))
     return total
 
 

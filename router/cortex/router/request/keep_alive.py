@@ -17,6 +17,7 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ms|s|m|h)")
 _DURATION = re.compile(rf"([+-]?)((?:{_PART.pattern})+)")
 _LONGEST = 40
+_MOST_S = 2.0**31
 
 
 def keep_s(header: bytes | None, field: Any, function: Function) -> float | None:
@@ -43,6 +44,6 @@ def _seconds(value: Any, name: str) -> float:
             value = float(text)
         except ValueError:
             value = None
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf:
+        return float(max(-1, min(value, _MOST_S)))  # a whole number may be too large for a float
     raise BadRequest("expected a duration: seconds, or a text such as '5m'; negative is as long as allowed", name)

@@ -24,7 +24,7 @@ class _Refused(Exception):
 class _Prompt(msgspec.Struct):
     """The prompt of a completion; a chat has messages."""
 
-    prompt: str | list[int] | None = None
+    prompt: str | list[int | str] | None = None
 
 
 class Tokenizer:
@@ -44,6 +44,8 @@ class Tokenizer:
             raise UpstreamBroke(f"the worker of '{function.id}' cannot count a prompt's tokens")
         prompt = msgspec.json.decode(body, type=_Prompt).prompt
         if isinstance(prompt, list):
+            if any(isinstance(element, str) for element in prompt):
+                raise UpstreamBroke(f"the worker of '{function.id}' cannot count a prompt of token ids and texts")
             return len(prompt)
         try:
             if counts == "tokenize":

@@ -157,7 +157,7 @@ def _ttl_s(fields: dict[str, str], most: float) -> float:
     seconds = fields.get("expires_after[seconds]", "")
     if not seconds:
         return most
-    if not seconds.isdecimal() or int(seconds) < SHORTEST_TTL_S:
+    if not seconds.isdecimal() or float(seconds) < SHORTEST_TTL_S:
         raise BadRequest(
             f"`expires_after[seconds]` must be a number of at least {SHORTEST_TTL_S}", param="expires_after"
         )

@@ -156,7 +156,8 @@ def _message(message: dict[str, Any], traits: Traits) -> dict[str, Any] | None:
         texts = [_text(part) or (NO_IMAGES if part.get("type") == "image_url" else "") for part in content]
         message["content"] = "\n".join(text for text in texts if text)
     if traits.reasoning_field == "reasoning_content" and message.get("reasoning"):
-        message.setdefault("reasoning_content", message.pop("reasoning"))
+        reasoning = message.pop("reasoning")
+        message["reasoning_content"] = message.get("reasoning_content") or reasoning
     if traits.tool_ids == "alnum9":
         _renumber(message)
     return message

@@ -246,14 +246,17 @@ def _with_usage(options: msgspec.Raw | None) -> dict[str, Any]:
 
 
 def _is_batch(prompt: str | list[Any]) -> bool:
-    """Whether a prompt is a list of prompts; a list of numbers is one prompt of token ids."""
-    return isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int)
+    """Whether a prompt is a list of prompts; a list with numbers in it is one prompt of token ids, and of texts."""
+    return isinstance(prompt, list) and bool(prompt) and not any(isinstance(element, int) for element in prompt)
 
 
-def _longest(prompt: str | list[Any]) -> str | list[int]:
+def _longest(prompt: str | list[Any]) -> str | list[str | int]:
     """Return the longest prompt of a completion."""
-    longest: str | list[int] = max(prompt, key=len) if isinstance(prompt, list) and _is_batch(prompt) else prompt
+    longest: str | list[str | int] = max(prompt, key=len) if isinstance(prompt, list) and _is_batch(prompt) else prompt
     return longest
+
+
+_TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
 
 
 def _change_tools(params: _Chat, traits: Traits, changes: Fields, dropped: set[str]) -> None:
@@ -263,7 +266,7 @@ def _change_tools(params: _Chat, traits: Traits, changes: Fields, dropped: set[s
     if tools is None:
         return
     if not tools:  # vLLM rejects an empty list, others a choice without tools
-        dropped.update(("tools", "tool_choice", "parallel_tool_calls"))
+        dropped.update(_TOOLS)
         return
     if not isinstance(choice, dict):
         return
@@ -271,8 +274,14 @@ def _change_tools(params: _Chat, traits: Traits, changes: Fields, dropped: set[s
         allowed = choice.get("allowed_tools")
         spec = allowed if isinstance(allowed, dict) else choice
         listed = spec.get("tools")
-        names = {_name(tool) for tool in listed if isinstance(tool, dict)} if isinstance(listed, list) else set()
-        changes["tools"] = raw([tool for tool in tools if _name(tool) in names])
+        names = [_name(tool) for tool in listed if isinstance(tool, dict)] if isinstance(listed, list) else []
+        left = [tool for tool in tools if _name(tool) in names]
+        if not left and spec.get("mode") == "required":
+            raise BadRequest("expected the names of tools in tools", "tool_choice.allowed_tools")
+        if not left:
+            dropped.update(_TOOLS)
+            return
+        changes["tools"] = raw(left)
         changes["tool_choice"] = raw("required" if spec.get("mode") == "required" else "auto")
         return
     only = [tool for tool in tools if _name(tool) == _name(choice)]

@@ -140,7 +140,9 @@ class Tools:
             for tool in self.functions
             if tool.function.name in allowed or self.names[tool.function.name].namespace in namespaces - {None}
         ]
-        self.choice = "required" if choice.mode == "required" and self.functions else None
+        if not self.functions and choice.mode == "required":
+            raise BadRequest("expected the names of tools in tools", at)
+        self.choice = "required" if choice.mode == "required" else None
 
 
 _MODES: dict[str, ToolChoice] = {"auto": "auto", "none": "none", "required": "required"}
