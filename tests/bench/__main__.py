@@ -214,7 +214,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="just bench", description=__doc__)
     parser.add_argument("only", nargs="*", metavar="SCENARIO", help=f"of {', '.join(CHOICES)}; without: all")
     parser.add_argument("--write", action="store_true", help="write the page's sections of these scenarios")
-    parser.add_argument("--requests", type=int, default=300, help="plain requests per round and server")
+    parser.add_argument("--requests", type=int, default=1000, help="plain requests per round and server")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--held", type=int, default=5000, help="streams that one router process holds")
     parser.add_argument("--many", type=int, default=100_000, help="requests over which memory is watched")
@@ -335,7 +335,7 @@ def _scaling(bench: Bench, servers: Sequence[Contender], options: argparse.Names
             with cpu_share.limited(pids, SHARE):
                 for _ in range(options.rounds):
                     bench.say()
-                    timings = asyncio.run(load.send(router.url, plain, f"sk-{plain.key}", options.requests * 4))
+                    timings = asyncio.run(load.send(router.url, plain, f"sk-{plain.key}", options.requests))
                     rps[name] = max(rps.get(name, 0.0), len(timings.each) / timings.whole_s)
     except OSError as error:
         return TWO_WORKERS, f"Not measured: a worker's CPU time cannot be limited here ({error})."

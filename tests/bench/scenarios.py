@@ -31,23 +31,23 @@ def _body(inside: str) -> bytes:
 SCENARIOS = {
     "plain": Scenario(body=_body(f'"messages":[{_PROMPT}]')),
     "plain, 64 connections": Scenario(body=_body(f'"messages":[{_PROMPT}]'), connections=64),
-    "stream of 100": Scenario(body=_body(f'"stream":true,"messages":[{_PROMPT}]'), share=0.2),
+    "stream of 100": Scenario(body=_body(f'"stream":true,"messages":[{_PROMPT}]'), share=0.06),
     "stream to messages": Scenario(
         body=_body(f'"stream":true,"max_tokens":100,"messages":[{_PROMPT}]'),
         path="/v1/messages",
-        share=0.2,
+        share=0.06,
         translates=True,
         baseline="stream of 100",
     ),
     "stream to responses": Scenario(
         body=_body('"stream":true,"input":"Hello!"'),
         path="/v1/responses",
-        share=0.2,
+        share=0.06,
         translates=True,
         baseline="stream of 100",
     ),
     "body of 10 MB": Scenario(
-        body=_body(f'"messages":[{_PROMPT.replace("Hello!", "word " * 2_000_000)}]'), share=0.02, connections=2
+        body=_body(f'"messages":[{_PROMPT.replace("Hello!", "word " * 2_000_000)}]'), share=0.006, connections=2
     ),
     "429": Scenario(
         body=_body(f'"messages":[{_PROMPT}]'), key="limited", translates=True, status=429, baseline="plain"
