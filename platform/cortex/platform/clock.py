@@ -28,7 +28,7 @@ _process = Clock()
 
 def now() -> float:
     """Return the time by this process's own clock."""
-    return _process.origin + time.monotonic()  # every request asks twice: without a second call
+    return _process.origin + time.monotonic()  # as `_process.now()`, without its call: this is on the warm path
 
 
 def origin() -> float:

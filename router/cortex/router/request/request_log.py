@@ -20,7 +20,7 @@ def _line(request_record: RequestRecord) -> tuple[int, dict[str, object]]:
         "stream": request_record.streams,
         "instance": request_record.instance,
         "host": request_record.host,
-        "start": request_record.start if request_record.cold else "hot",
+        "start": request_record.start,
         "queued_ms": round(request_record.queued_s * 1000),
         "first_ms": round((first - began) * 1000) if first else None,
         "took_ms": round((request_record.ended - began) * 1000),
