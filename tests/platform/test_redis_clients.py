@@ -14,7 +14,7 @@ from cortex.platform import redis_clients
 from cortex.platform.api_keys import Limits
 from cortex.platform.quota import Quota
 from cortex.platform.record import HostRecord, RouterReport
-from cortex.platform.registry import RecordUnavailable, Registry
+from cortex.platform.registry import SUBSCRIBED, RecordUnavailable, Registry
 from cortex.platform.weights.jobs import Jobs
 from tests.support.stack import eventually, own_redis
 
@@ -102,6 +102,18 @@ async def test_a_bell_ends_after_a_demotion_and_the_next_one_rings(pair: Pair, r
     await anext(new)
     await registry.publish_host(HOST, 60)
     assert await anext(new) == "host:a"
+
+
+async def test_a_bell_tells_of_each_subscription(pair: Pair, registry: Registry) -> None:
+    bell = registry.bell()
+    first = await anext(bell)
+    await registry.publish_host(HOST, 60)
+    ring = await anext(bell)
+    pair.one.client_kill_filter(_type="pubsub")
+    again = await anext(bell)
+    await registry.publish_host(HOST, 60)
+
+    assert (first, ring, again, await anext(bell)) == (SUBSCRIBED, "host:a", SUBSCRIBED, "host:a")
 
 
 async def test_a_bell_at_a_redis_without_writers_ends(

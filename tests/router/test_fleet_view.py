@@ -12,7 +12,7 @@ from cortex.platform.fleet import Fleet
 from cortex.platform.record import HostRecord, used_instance
 from cortex.platform.record_codec import Beat
 from cortex.platform.record_reader import RecordReader
-from cortex.platform.registry import RecordUnavailable, Registry
+from cortex.platform.registry import SUBSCRIBED, RecordUnavailable, Registry
 from cortex.router.fleet_view import OWN_USES_S, FleetView
 from tests.support.factories import a_host, an_instance
 
@@ -168,6 +168,7 @@ class Cordoning:
         return Fleet(cordoned=self._cordoned, at=now)
 
     async def bell(self) -> AsyncIterator[str]:
+        yield SUBSCRIBED
         self._cordoned = frozenset({"a"})
         yield "cordon:a"
         await self._over.wait()
@@ -180,6 +181,70 @@ async def test_a_cordon_by_another_router_is_seen_at_once() -> None:
         assert await view.changed(10), "the cordon is not seen"
 
     assert view.fleet.cordoned == {"a"}
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+
+
+class Changing:
+    """A record that changes just before each subscription is confirmed, and rings for none of it: a host is added, then
+    removed by an operator."""
+
+    def __init__(self) -> None:
+        self._hosts = {"host-a": a_host()}
+        self.over = asyncio.Event()
+
+    async def fleet(self, now: float) -> Fleet:
+        return Fleet(hosts=self._hosts, at=now)
+
+    async def bell(self) -> AsyncIterator[str]:
+        self._hosts = {**self._hosts, "host-b": replace(a_host(), name="host-b")}
+        yield SUBSCRIBED
+        self._hosts = {"host-b": self._hosts["host-b"]}
+        yield SUBSCRIBED
+        self.over.set()
+        await asyncio.Event().wait()
+
+
+async def test_a_change_before_a_subscription_is_confirmed_is_read() -> None:
+    record = Changing()
+    view = FleetView(cast(Registry, record), "router-1")
+    following = asyncio.create_task(view.follow())
+    await asyncio.wait_for(record.over.wait(), 10)
+
+    assert (list(view.fleet.hosts), list(view.fleet.silent), view.away) == (["host-b"], ["host-a"], False)
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+
+
+class Removing:
+    """A record from which an operator removes a host when a full read is due."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch, self._hosts = monkeypatch, {"host-a": a_host()}
+        self.over = asyncio.Event()
+
+    async def fleet(self, now: float) -> Fleet:
+        return Fleet(hosts=self._hosts, at=now)
+
+    async def bell(self) -> AsyncIterator[str]:
+        yield SUBSCRIBED
+        self._hosts = {}
+        self._monkeypatch.setattr("cortex.router.fleet_view.FULL_READ_S", -1.0)
+        yield "removed:host-a"
+        yield "ask:1"
+        self.over.set()
+        await asyncio.Event().wait()
+
+
+async def test_a_message_is_applied_when_a_full_read_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = Removing(monkeypatch)
+    view = FleetView(cast(Registry, record), "router-1")
+    questions: list[str] = []
+    view.on_question = questions.append
+    following = asyncio.create_task(view.follow())
+    await asyncio.wait_for(record.over.wait(), 10)
+
+    assert (dict(view.fleet.hosts), dict(view.fleet.silent), questions) == ({}, {}, ["1"])
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)
 
@@ -202,6 +267,7 @@ class Beating:
         return self._reader.after(beat, now)
 
     async def bell(self) -> AsyncIterator[str]:
+        yield SUBSCRIBED
         for sequence in (2, 3):
             yield Beat(sequence, 10.0 + sequence, "a.1", a_host().name).message()
         yield "beat:what?"

@@ -211,6 +211,8 @@ class Subscription:
         self._server, self._place = server, place
         self._messages: deque[bytes] = deque()
         self._arrives_at = 0.0
+        self._confirms = False
+        """Whether the subscription's confirmation is the next message."""
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -226,16 +228,20 @@ class Subscription:
         """Subscribe. Raises ConnectionError."""
         await Client(self._server, self._place).send([("PING", ())])
         self._server.subscribe(self)
+        self._confirms = True
 
-    async def get_message(self, timeout: float) -> dict[str, bytes] | None:  # noqa: ASYNC109 (redis-py's)
+    async def get_message(self, timeout: float) -> dict[str, Any] | None:  # noqa: ASYNC109 (redis-py's)
         """Return the next message; None when none comes in time. Raises ConnectionError."""
+        if self._confirms:
+            self._confirms = False
+            return {"type": "subscribe", "data": b"1"}
         if not self._messages and self._error is None:
             self._waiter = self._server.loop.create_future()
             await asyncio.wait((self._waiter,), timeout=timeout)
             self._waiter = None
         if self._error is not None:
             raise self._error
-        return {"data": self._messages.popleft()} if self._messages else None
+        return {"type": "message", "data": self._messages.popleft()} if self._messages else None
 
     def send(self, channel: bytes, message: bytes) -> None:
         """Send a message to this subscriber; on one connection none overtakes another."""

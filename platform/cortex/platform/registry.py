@@ -46,6 +46,8 @@ MOST_DECISIONS = 5000
 
 
 READ_AT_ONCE = 500
+SUBSCRIBED = "subscribed:"
+"""From the bell: changes before this moment may not have rung."""
 SILENCE_S = 5.0
 """After this long without a bell a listener rings it: a Redis that hangs, or that is no longer the master, is silent
 too."""
@@ -332,19 +334,21 @@ class Registry:
         )
 
     async def bell(self) -> AsyncIterator[str]:
-        """Yield the names of what changed ("host:…", "router:…"), and heartbeats ("beat:…", see `Beat`); "" every
-        second in which nothing did.
+        """Yield the names of what changed ("host:…", "router:…"), and heartbeats ("beat:…", see `Beat`); SUBSCRIBED
+        when Redis has confirmed the subscription, first and after every reconnect: read everything then, since only
+        later changes ring; and "" every second in which nothing changed.
 
-        Raises RecordUnavailable also when Redis is no longer the master: read everything again, and listen again.
+        Raises RecordUnavailable also when Redis is no longer the master: listen again.
         """
-        async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
+        async with self._redis.pubsub() as pubsub:
             async with self._bounded():
                 await pubsub.subscribe(self.names.changed)
             generation, last_ring, is_probing = self._connection.generation.number, time.monotonic(), False
             while True:
                 async with self._bounded():
                     message = await pubsub.get_message(timeout=1.0)
-                if message is not None:
+                is_ring = message is not None and message["type"] == "message"
+                if is_ring:
                     last_ring, is_probing = time.monotonic(), False
                 silent_s = time.monotonic() - last_ring
                 if silent_s > SILENCE_S and not is_probing:
@@ -355,7 +359,7 @@ class Registry:
                     raise RecordUnavailable("the record has moved to another Redis")
                 if is_probing and silent_s > SILENCE_S + self._connection.timeout_s:
                     raise RecordUnavailable("the bell of the record does not ring at this Redis")
-                changed = text(message["data"]) if message else ""
+                changed = text(message["data"]) if is_ring else SUBSCRIBED if message else ""
                 await self._indexes.add_if_new(changed)
                 yield changed
 

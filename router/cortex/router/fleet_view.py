@@ -18,7 +18,7 @@ from cortex.platform.fleet import Fleet, newest_uses, shifted_fleet, use, withou
 from cortex.platform.in_flight import InFlight
 from cortex.platform.record import Death, Failure, HostRecord, Instance, ShareUse
 from cortex.platform.record_codec import beat as heartbeat
-from cortex.platform.registry import RecordUnavailable, Registry
+from cortex.platform.registry import SUBSCRIBED, RecordUnavailable, Registry
 from cortex.router.instance_index import InstanceIndex
 from cortex.router.silence import silent_hosts, without
 
@@ -282,8 +282,6 @@ class FleetView:
         """Follow the record until cancelled."""
         while True:
             try:
-                await self.refresh()
-                self._set_away()
                 await self._listen()
             except RecordUnavailable as error:
                 self._set_away(str(error))
@@ -293,10 +291,7 @@ class FleetView:
         full = time.monotonic()
         async for message in self._registry.bell():
             kind, _, name = message.partition(":")
-            if time.monotonic() - full > FULL_READ_S:
-                await self.refresh()
-                full = time.monotonic()
-            elif kind == "host":
+            if kind == "host":
                 self.apply_host(name, await self._registry.host(name, clock.now()))
             elif kind == "beat" and (beat := heartbeat(name)):
                 now = clock.now()
@@ -314,6 +309,10 @@ class FleetView:
                     self.on_death(death)
             elif kind == "router" and name != self.router:
                 self._apply(self._with(routers={name: await self._registry.router(name)}))
+            if message == SUBSCRIBED or time.monotonic() - full > FULL_READ_S:
+                await self.refresh()
+                self._set_away()
+                full = time.monotonic()
 
     def _with(self, *, hosts: Mapping[str, object] | None = None, routers: Mapping[str, object] | None = None) -> Fleet:
         """Return the fleet with some entries replaced; None removes an entry."""

@@ -94,7 +94,7 @@ def started(
         stack = Stack(folder, catalogue, workers=workers, env={"CORTEX_REDIS_URL": redis_url, **(env or {})})
         try:
             keyed = Keyed(stack, redis_url)
-            keyed.everywhere("inference", 200)
+            keyed.everywhere("admin", 200)  # the last one made: a worker reads all keys at once
             yield keyed
         finally:
             stack.end()

@@ -1,5 +1,7 @@
 """The table of keys in memory follows the record and stays in use while it is unavailable."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import cast
 
@@ -7,10 +9,11 @@ import pytest
 from msgspec.structs import replace
 
 from cortex.platform.api_keys import LOCAL, ApiKey, digest
-from cortex.platform.registry import RecordUnavailable, Registry
+from cortex.platform.registry import SUBSCRIBED, RecordUnavailable, Registry
 from cortex.router.access.keyring import KeyRing, local_key
 
 ONE = ApiKey(digest=digest("one"), id="1", name="one")
+TWO = ApiKey(digest=digest("two"), id="2", name="two")
 
 
 class Record:
@@ -19,11 +22,20 @@ class Record:
     def __init__(self, *stored: ApiKey) -> None:
         self.stored: tuple[ApiKey, ...] | None = stored
         self.api_keys = self
+        self.over = asyncio.Event()
 
     async def all(self) -> list[ApiKey]:
         if self.stored is None:
             raise RecordUnavailable("away")
         return list(self.stored)
+
+    async def bell(self) -> AsyncIterator[str]:
+        """Confirm a subscription twice; a key is written just before each, and rings nothing."""
+        for key in (ONE, TWO):
+            self.stored = (*(self.stored or ()), key)
+            yield SUBSCRIBED
+        self.over.set()
+        await asyncio.Event().wait()
 
 
 def ring(record: Record, local: str = "") -> KeyRing:
@@ -43,6 +55,17 @@ async def test_loaded_keys_stay_valid_while_the_record_is_unavailable() -> None:
     assert principal is not None
     assert principal.name == "one"
     assert keys.find("two") is None
+
+
+async def test_a_key_written_before_a_subscription_is_confirmed_is_read() -> None:
+    record = Record()
+    keys = ring(record)
+    following = asyncio.create_task(keys.follow())
+    await asyncio.wait_for(record.over.wait(), 10)
+
+    assert [keys.find(secret) is not None for secret in ("one", "two", "three")] == [True, True, False]
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
 
 
 async def test_a_record_that_comes_back_empty_grants_no_anonymous_access() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cortex.platform.fleet import Fleet
 from cortex.platform.keys import FleetToken, host_token, worker_key
-from cortex.platform.registry import RecordUnavailable, Registry
+from cortex.platform.registry import SUBSCRIBED, RecordUnavailable, Registry
 from cortex.router.dialects.core.errors import BadAnswer
 from cortex.router.fleet_view import FleetView
 from cortex.router.request.upstream import Broken, NotReached, Stranger, Upstream
@@ -225,7 +225,7 @@ class Record:
     async def bell(self) -> AsyncIterator[str]:
         if self.away:
             raise RecordUnavailable("no answer")
-        yield ""
+        yield SUBSCRIBED
 
 
 async def test_a_view_is_unsure_of_instances_before_its_first_reading_and_while_the_record_is_away() -> None:

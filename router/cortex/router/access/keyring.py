@@ -14,7 +14,7 @@ import structlog
 
 from cortex.platform import text_files
 from cortex.platform.api_keys import LOCAL, Principal, digest, principal
-from cortex.platform.registry import RecordUnavailable, Registry
+from cortex.platform.registry import SUBSCRIBED, RecordUnavailable, Registry
 
 log = structlog.get_logger()
 
@@ -85,14 +85,13 @@ class KeyRing:
         """Follow the record until cancelled."""
         while True:
             with contextlib.suppress(RecordUnavailable):
-                await self.refresh()
                 await self._listen()
             await asyncio.sleep(RETRY_S)
 
     async def _listen(self) -> None:
         read_at = time.monotonic()
         async for message in self._registry.bell():
-            if message.startswith("key:") or time.monotonic() - read_at > FULL_READ_S:
+            if message == SUBSCRIBED or message.startswith("key:") or time.monotonic() - read_at > FULL_READ_S:
                 await self.refresh()
                 read_at = time.monotonic()
 
