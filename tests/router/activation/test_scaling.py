@@ -1,12 +1,14 @@
 """Which functions want one more instance, case by case."""
 
+from collections.abc import Iterator
+
 import pytest
 from msgspec.structs import replace
 
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
 from cortex.platform.fleet import Fleet, SilentHost
-from cortex.platform.record import DrainReason, Instance, Tier
+from cortex.platform.record import DrainReason, HostRecord, Instance, Tier
 from cortex.router.activation.scaling import PATIENCE_S, Cause, Scaling, Want
 from tests.support.factories import a_fleet, a_function, a_host, a_report, an_instance
 
@@ -122,3 +124,19 @@ def test_baselines_come_back_one_at_a_time() -> None:
 
     assert Scaling().wanted(both, fleet(), 100.0) == [Want("org/model", Cause.BASELINE)]
     assert Scaling().wanted(both, fleet(an_instance("a")), 100.0) == [Want("org/second", Cause.BASELINE)]
+
+
+def test_a_sweep_goes_through_the_fleet_once_however_many_functions_are_declared() -> None:
+    class Counted(Fleet, frozen=True):
+        def records(self) -> Iterator[HostRecord]:
+            passes.append(1)
+            return super().records()
+
+    passes: list[int] = []
+    many = [a_function(f"f{n}", min=1) for n in range(50)]
+    host = a_host(an_instance("a", function="f0"))
+
+    wants = Scaling().wanted(many, Counted(hosts={host.name: host}), 1.0)
+
+    assert [w.function for w in wants] == [f.id for f in many[1:]]
+    assert len(passes) == 1

@@ -6,6 +6,7 @@ Agents scale in: they reap idle instances down to the minimum.
 """
 
 import enum
+from collections import defaultdict
 from collections.abc import Iterable
 
 from msgspec import Struct
@@ -13,7 +14,7 @@ from msgspec import Struct
 from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
 from cortex.platform.fleet import Fleet, use, without_successors
-from cortex.platform.record import Use
+from cortex.platform.record import Instance, Use
 from cortex.platform.scheduling.placement import Placement, need, place
 from cortex.platform.scheduling.saved_state import LocalWeights
 
@@ -52,12 +53,11 @@ class Scaling:
         (4) nothing more at the maximum, or for a function that is cold: requests start it;
         (5) one more when requests in flight per instance have stayed over the target.
         """
-        usage = use(fleet)
+        usage, placed = use(fleet), _placed(fleet)
         over: dict[str, float] = {}
         wants: list[Want] = []
         for function in functions:
-            here = without_successors(i for h in fleet.records() for i in h.instances if i.function == function.id)
-            instances = [i for i in here if i.state is State.READY or i.is_coming or i.comes_back]
+            instances = placed.get(function.id, ())
             if any(i.is_coming for i in instances):  # (1)
                 continue
             if len(instances) < function.min:  # (2)
@@ -77,6 +77,19 @@ class Scaling:
                     wants.append(Want(function.id, Cause.LOAD))
         self._over_since = over
         return wants
+
+
+def _placed(fleet: Fleet) -> dict[str, list[Instance]]:
+    """Return the instances of each function that serve it or will. One pass over the fleet: a catalogue has thousands
+    of functions, most of them cold."""
+    every: dict[str, list[Instance]] = defaultdict(list)
+    for host in fleet.records():
+        for instance in host.instances:
+            every[instance.function].append(instance)
+    return {
+        function: [i for i in without_successors(here) if i.state is State.READY or i.is_coming or i.comes_back]
+        for function, here in every.items()
+    }
 
 
 def _awaits_another(function: Function, usage: Use) -> bool:
