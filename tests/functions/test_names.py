@@ -1,11 +1,14 @@
 """Names of functions: validity, similar names, and slugs."""
 
+import difflib
+from collections.abc import Collection
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tests.support  # noqa: F401
-from cortex.functions.names import LONGEST, did_you_mean, fault_in, listed, nearest, slug
+from cortex.functions.names import LONGEST, MOST_COMPARED, did_you_mean, fault_in, listed, nearest, slug
 
 CANDIDATES = ("Qwen/Qwen3-8B", "Qwen/Qwen3-32B", "meta-llama/Llama-3.1-8B", "cortex/demo")
 
@@ -59,6 +62,23 @@ def test_at_most_the_requested_number_of_names_is_returned() -> None:
 
 def test_a_name_beyond_the_limit_has_no_similar_ones() -> None:
     assert nearest("Qwen/Qwen3-8B" * 1000, CANDIDATES) == []
+
+
+def test_of_thousands_of_names_few_are_compared_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+    compare = difflib.get_close_matches
+
+    def counted(word: str, names: Collection[str], n: int, cutoff: float) -> list[str]:
+        compared.append(len(names))
+        return compare(word, names, n, cutoff)
+
+    monkeypatch.setattr(difflib, "get_close_matches", counted)
+    thousands = [f"org/model-{n}-{n % 70}B" for n in range(5000)]
+
+    assert nearest("org/modle-4321-51B", thousands)[0] == "org/model-4321-51B"
+    assert nearest("model-77-7B-chat", thousands)[0] == "org/model-77-7B"
+    assert nearest("quite another", thousands) == []
+    assert max(compared) == MOST_COMPARED
 
 
 def test_a_hint_is_a_question_or_empty() -> None:

@@ -1,5 +1,6 @@
 """The table of servers, and the abilities of a function."""
 
+import gc
 from typing import Any
 
 import pytest
@@ -98,3 +99,11 @@ def test_a_task_that_the_engine_cannot_do_is_a_problem_with_its_line_and_what_ca
     (problem,) = refused.value.problems
     assert problem.line == text.splitlines().index(keys.splitlines()[-1]) + 1
     assert instead in str(problem)
+
+
+def test_functions_of_a_kind_share_their_server_and_no_collection_searches_either() -> None:
+    functions = [of(engine, args=("--a", "b"), env={"C": "d"}) for engine in (Engine.VLLM, Engine.COMMAND)]
+    same = [of(f.engine, args=("--e",)) for f in functions]
+
+    assert [server_of(f) is server_of(s) for f, s in zip(functions, same, strict=True)] == [True, True]
+    assert not any(map(gc.is_tracked, (*functions, *map(server_of, functions))))

@@ -2,15 +2,18 @@
 
 import asyncio
 import os
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from cortex.functions.spec import Function, revision
 from cortex.platform.api_keys import Principal
 from cortex.platform.fleet import Fleet
-from cortex.platform.record import HostRecord
+from cortex.platform.record import HostRecord, Override
+from cortex.router import live_catalogue
 from cortex.router.activation.agents import Agents
 from cortex.router.background import Sweeper
 from cortex.router.fleet_view import FleetView
@@ -186,3 +189,47 @@ def test_a_substitute_answers_only_keys_that_may_use_it(
     caller = Principal(id="k", name="team", scope="inference", rights=frozenset(), functions=functions)
 
     assert (LiveCatalogue(file).substitute("chat", caller) is not None) is may_use_it
+
+
+async def test_what_follows_from_a_changed_file_is_worked_out_beside_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[tuple[str, bool]] = []
+
+    def noted(function: Function) -> str:
+        computed.append((function.id, threading.current_thread() is threading.main_thread()))
+        return revision(function)
+
+    monkeypatch.setattr(live_catalogue, "revision", noted)
+    live, path = a_catalogue(tmp_path)
+    computed.clear()
+
+    rewrite(path, TWO + fake("three"), 1)
+    await check(live)
+    of_the_file = list(computed)
+    computed.clear()
+    live.override({"two": Override(min=1)})
+
+    assert of_the_file == [("one", False), ("two", False), ("three", False)]
+    assert computed == [("two", True)]
+    assert {id: t.revision for id, t in live._targets.items()} == {
+        id: revision(f) for id, f in live.catalogue.functions.items()
+    }
+
+
+async def test_an_override_of_the_time_in_which_a_file_is_read_is_applied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, path = a_catalogue(tmp_path)
+    parse = live._parse
+
+    def meanwhile(text: str) -> Any:
+        parsed = parse(text)
+        live.override({"two": Override(min=1)})
+        return parsed
+
+    monkeypatch.setattr(live, "_parse", meanwhile)
+    rewrite(path, TWO + fake("three"), 1)
+    await check(live)
+
+    assert [f.min for f in live.catalogue.functions.values()] == [0, 1, 0]

@@ -251,7 +251,7 @@ class SimulatedRouter:
 
     def apply_catalogue(self, catalogue: Catalogue) -> None:
         """Serve another catalogue from now on, as after an edit of its file."""
-        self.live_catalogue._apply(catalogue)
+        self.live_catalogue._apply(self.live_catalogue._derive(catalogue))
 
 
 def agent_settings(machine: Machine, stop_grace_s: float) -> Settings:

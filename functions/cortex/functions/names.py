@@ -2,11 +2,16 @@
 
 import difflib
 import hashlib
+import heapq
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 LONGEST = 200
 """Characters in an id or alias. HuggingFace allows 96 + 1 + 96; the limit keeps the search for similar names cheap."""
+
+MOST_COMPARED = 64
+"""Candidates that are compared in full, which takes up to 0.1 ms each while the event loop waits."""
+_MOST_PAIRS = 16
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -44,12 +49,26 @@ def nearest(name: str, candidates: Iterable[str], *, most: int = 3, cutoff: floa
     if len(name) > LONGEST:
         return []
     folded = {c.casefold(): c for c in candidates}
-    matches = difflib.get_close_matches(name.casefold(), folded, n=most, cutoff=cutoff)
+    matches = _similar(name.casefold(), folded, most, cutoff)
     if not matches:  # people omit the organisation: "qwen3-8b" for "Qwen/Qwen3-8B"
         tails = {c.rpartition("/")[2]: c for c in folded}
-        tail = name.casefold().rpartition("/")[2]
-        matches = [tails[t] for t in difflib.get_close_matches(tail, tails, n=most, cutoff=0.7)]
+        matches = [tails[t] for t in _similar(name.casefold().rpartition("/")[2], tails, most, cutoff=0.7)]
     return [folded[m] for m in matches]
+
+
+def _similar(name: str, candidates: Collection[str], most: int, cutoff: float) -> list[str]:
+    if len(candidates) > MOST_COMPARED:
+        candidates = _alike(name, candidates)
+    return difflib.get_close_matches(name, candidates, n=most, cutoff=cutoff)
+
+
+def _alike(name: str, candidates: Iterable[str]) -> list[str]:
+    """Return the `MOST_COMPARED` candidates that have most of the name's pairs of characters, for their length."""
+    step = len(name) // _MOST_PAIRS + 1
+    pairs = {name[n : n + 2] for n in range(0, max(1, len(name) - 1), step)}
+    return heapq.nlargest(
+        MOST_COMPARED, candidates, key=lambda c: sum(map(c.__contains__, pairs)) / (len(name) + len(c))
+    )
 
 
 def did_you_mean(name: str, candidates: Iterable[str], *, cutoff: float = 0.55) -> str:

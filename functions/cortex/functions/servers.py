@@ -5,6 +5,7 @@ reject what a worker cannot do, to queue requests for a server with one slot, an
 other code decides by the name of an engine what it can do.
 """
 
+import functools
 from typing import Literal
 
 from msgspec import Struct
@@ -19,7 +20,7 @@ MEDIA = frozenset({"transcriptions", "translations", "speech", "images", "image_
 """Endpoints whose requests or answers are audio or images."""
 
 
-class Server(Struct, frozen=True, kw_only=True):
+class Server(Struct, frozen=True, kw_only=True, gc=False):
     """The abilities of one server. `dialects` are its own endpoints; routers translate others into chat."""
 
     dialects: frozenset[str] = TALKS
@@ -187,11 +188,17 @@ def _server_of(function: Function, running: str) -> Server:
         server = SERVERS[function.engine]
     task = function.task
     if function.engine is Engine.COMMAND:  # (1)
-        return replace(server, dialects=frozenset(function.dialects) or _BY_TASK.get(task, server.dialects))
+        return _with(server, frozenset(function.dialects) or _BY_TASK.get(task, server.dialects), server.own)
     if task == "auto" and function.engine is Engine.LLAMACPP:  # (3)
         task = "generate"
     dialects = server.dialects & _BY_TASK.get(task, _UNTASKED)
-    return replace(server, dialects=dialects, own=server.own - _NOT_BY_TASK.get(task, frozenset()))  # (2)
+    return _with(server, dialects, server.own - _NOT_BY_TASK.get(task, frozenset()))  # (2)
+
+
+@functools.lru_cache(maxsize=512)
+def _with(server: Server, dialects: frozenset[str], own: frozenset[str]) -> Server:
+    """Return a server with other abilities: one object for all functions that have them."""
+    return replace(server, dialects=dialects, own=own)
 
 
 def _shape(args: tuple[str, ...]) -> str:

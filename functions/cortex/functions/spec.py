@@ -75,8 +75,11 @@ class Adapter(Struct, frozen=True, forbid_unknown_fields=True):
     source: Word
 
 
-class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A declared model that scales from zero. `models.toml` at the root documents every field."""
+class Function(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+    """A declared model that scales from zero. `models.toml` at the root documents every field.
+
+    No garbage collection searches it: it cannot be part of a cycle, and a catalogue may have ten thousand.
+    """
 
     id: str
     engine: Engine

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 import structlog
+from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 from cortex.functions.catalogue import Catalogue, CatalogueError, Substitute, read
@@ -88,13 +89,14 @@ class LiveCatalogue:
         self.on_change: Callable[[], None] = lambda: None
         self.problem = ""
         self._overrides: dict[str, Override] = {}
-        self._wall, self._open = wall, frozenset[str]()
+        self._targets: dict[str, Target] = {}
+        self._wall = wall
         text = _text(path)
-        catalogue = _read(path, text)
-        self.is_deliberate = _is_deliberate(catalogue, text)
+        served = self._parse(text)
+        self.is_deliberate = _is_deliberate(served.declared, text)
         """Whether the file declares functions or has `models = []`. Otherwise an empty catalogue is not sent to agents,
         because a truncated file would stop every instance."""
-        self._apply(catalogue)
+        self._apply(served)
 
     def resolve(self, name: str) -> Target:
         """Return the target of a name. Raises FunctionNotFound."""
@@ -140,7 +142,7 @@ class LiveCatalogue:
 
     def declared(self, function: str) -> Function | None:
         """Return a function as the file declares it, without runtime overrides."""
-        return self._declared.functions.get(function)
+        return self._served.declared.functions.get(function)
 
     def get(self, name: str) -> Target | None:
         """Return the target of a name; None if it is not in the catalogue."""
@@ -187,8 +189,8 @@ class LiveCatalogue:
         problem, deliberate = "", False
         try:
             text = await self._file.look(str(self._path), "read", partial(_text, self._path))
-            catalogue = await self._file.look(str(self._path), "parse", partial(_read, self._path, text))
-            deliberate = _is_deliberate(catalogue, text)
+            served = await self._file.look(str(self._path), "parse", partial(self._parse, text))
+            deliberate = _is_deliberate(served.declared, text)
         except NoAnswer:
             raise
         except (CatalogueError, OSError, UnicodeDecodeError) as error:
@@ -203,8 +205,10 @@ class LiveCatalogue:
             self._reject(problem)
             return
         self.problem, self.is_deliberate = "", deliberate
-        self._apply(catalogue)
-        log.info("catalogue_loaded", functions=len(catalogue.functions), aliases=len(catalogue.aliases))
+        if served.overrides is not self._overrides:  # they changed while a thread made it
+            served = self._with_overrides(served.started, served.declared)
+        self._apply(served)
+        log.info("catalogue_loaded", functions=len(served.declared.functions), aliases=len(served.declared.aliases))
 
     def _reject(self, why: str) -> None:
         self.problem = f"{self._path}: the last valid catalogue stays in effect: {why}"
@@ -212,34 +216,75 @@ class LiveCatalogue:
 
     def override(self, overrides: Mapping[str, Override]) -> None:
         """Apply runtime overrides on top of the catalogue, and the hours that have begun or ended."""
-        if overrides != self._overrides or self._open != _with_open_hours(self._declared, self._wall()):
+        if overrides != self._overrides or self._served.open != _with_open_hours(self._served.declared, self._wall()):
             self._overrides = dict(overrides)
-            self._apply(self._declared)
+            self._apply(self._with_overrides(self._served.started, self._served.declared))
 
-    def _apply(self, catalogue: Catalogue) -> None:
-        self._declared = catalogue
-        if self._pretend:
-            catalogue = with_fake_engine(catalogue)
-        now = self._wall()
-        self._open = _with_open_hours(catalogue, now)
-        catalogue = with_overrides(with_hours(catalogue, now), self._overrides)
-        catalogue = replace(catalogue, functions=fold(catalogue.functions))
-        functions = catalogue.functions
-        bases = {f.variant_of for f in functions.values() if f.variant_of}
-        targets = {id: Target(f, revision(f), None, id in bases) for id, f in functions.items() if not f.variant_of}
-        for variant in (f for f in functions.values() if f.variant_of):
-            base = targets[variant.variant_of]
-            targets[variant.id] = Target(variant, base.revision, base.function, True)
-        for alias, function in catalogue.aliases.items():
-            targets[alias] = targets[function]
-        self.catalogue = catalogue
-        self.hosted = catalogue.hosted
-        self.digest = hashlib.sha256(msgspec.json.encode(self.hosted, order="sorted")).hexdigest()[:16]
-        self._targets = targets
+    def _parse(self, text: str) -> "_Served":
+        """Read the text, and derive all that follows from it. Raises CatalogueError."""
+        return self._derive(_read(self._path, text))
+
+    def _derive(self, declared: Catalogue) -> "_Served":
+        return self._with_overrides(with_fake_engine(declared) if self._pretend else declared, declared)
+
+    def _with_overrides(self, started: Catalogue, declared: Catalogue) -> "_Served":
+        return _serve(started, declared, self._overrides, self._wall(), self._targets)
+
+    def _apply(self, served: "_Served") -> None:
+        self._served, self._targets = served, served.targets
+        self.catalogue, self.hosted, self.digest = served.catalogue, served.hosted, served.digest
         if self._next is not None and not self._next.done():
             self._next.set_result(None)
         self._next = None
         self.on_change()
+
+
+class _Served(Struct, frozen=True):
+    """All that follows from a catalogue."""
+
+    declared: Catalogue
+    """As the file declares it."""
+    started: Catalogue
+    """The same, or with `--fake` all of it on the fake engine."""
+    overrides: Mapping[str, Override]
+    open: frozenset[str]
+    """Functions whose hours have begun."""
+    catalogue: Catalogue
+    """`started` with overrides and hours."""
+    hosted: Catalogue
+    digest: str
+    targets: dict[str, Target]
+    """By function and alias."""
+
+
+def _serve(
+    started: Catalogue,
+    declared: Catalogue,
+    overrides: Mapping[str, Override],
+    at: float,
+    earlier: Mapping[str, Target],
+) -> _Served:
+    """Return what follows from a catalogue. Functions that are unchanged objects keep their `earlier` targets."""
+    catalogue = with_overrides(with_hours(started, at), overrides)
+    functions = fold(catalogue.functions)
+    catalogue = replace(catalogue, functions=functions)
+    variants = [f for f in functions.values() if f.variant_of]
+    bases = {f.variant_of for f in variants}
+    targets = {id: _target(f, id in bases, earlier.get(id)) for id, f in functions.items() if not f.variant_of}
+    for variant in variants:
+        base = targets[variant.variant_of]
+        targets[variant.id] = Target(variant, base.revision, base.function, True)
+    for alias, of in catalogue.aliases.items():
+        targets[alias] = targets[of]
+    hosted = catalogue.hosted
+    digest = hashlib.sha256(msgspec.json.encode(hosted, order="sorted")).hexdigest()[:16]
+    return _Served(declared, started, overrides, _with_open_hours(started, at), catalogue, hosted, digest, targets)
+
+
+def _target(function: Function, is_shared: bool, earlier: Target | None) -> Target:
+    if earlier is not None and earlier.function is function and bool(earlier.share) is is_shared:
+        return earlier
+    return Target(function, revision(function), None, is_shared)
 
 
 def load(path: Path, *, strict: bool = False) -> Catalogue:

@@ -33,7 +33,7 @@ NO_BOUND_MB = 2**53
 """More than the memory of any device."""
 
 
-class Need(Struct, frozen=True, kw_only=True):
+class Need(Struct, frozen=True, kw_only=True, gc=False):
     """What one instance of a function needs of a host."""
 
     function: str
