@@ -45,6 +45,16 @@ async def test_other_work_is_done_between_the_slices_of_an_answer() -> None:
     assert done >= 50
 
 
+async def test_a_search_that_finds_little_is_sliced_like_a_list() -> None:
+    ticks = count()
+    entries = [(), {"id": 1}, *[()] * 97, (b"2",)]
+
+    pieces = [p async for p in slices("data", entries, clock=lambda: next(ticks) * 0.6 * SLICE_S)]
+
+    assert len(pieces) == 51
+    assert msgspec.json.decode(b"".join(pieces)) == {"data": [{"id": 1}, 2]}
+
+
 async def test_entries_are_computed_while_the_answer_is_sent() -> None:
     computed, ticks = [], count()
     entries = (computed.append(n) or n for n in range(100))  # type: ignore[func-returns-value]

@@ -3,9 +3,10 @@
 A `Card` describes a function; an unknown field is omitted, never guessed.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -32,17 +33,22 @@ class AnthropicModel(msgspec.Struct, tag_field="type", tag="model", omit_default
     id: str
     display_name: str
     created_at: str
-    capabilities: dict[str, Any]
+    capabilities: msgspec.Raw
     max_input_tokens: int | None = None
     max_tokens: int | None = None
     lifecycle: Literal["active"] = msgspec.field(default_factory=lambda: "active")
 
 
-class AnthropicPage(msgspec.Struct):
-    data: list[AnthropicModel]
+class Page(NamedTuple):
+    """The ids of one page, and what the answer says of them beside `data`."""
+
+    ids: Sequence[str]
     has_more: bool
-    first_id: str | None
-    last_id: str | None
+
+    def others(self) -> dict[str, Any]:
+        """Return the fields beside `data`."""
+        first, last = (self.ids[0], self.ids[-1]) if self.ids else (None, None)
+        return {"has_more": self.has_more, "first_id": first, "last_id": last}
 
 
 def anthropic_model(card: Card) -> AnthropicModel:
@@ -52,28 +58,20 @@ def anthropic_model(card: Card) -> AnthropicModel:
         created_at=datetime.fromtimestamp(card.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         max_input_tokens=card.max_input_tokens,
         max_tokens=card.max_output_tokens,
-        capabilities=_capabilities(card),
+        capabilities=_capabilities(card.thinking, card.vision, card.effort),
     )
 
 
 def anthropic_page(
-    ids: Sequence[str],
-    card: Callable[[str], Card],
-    limit: str | None = None,
-    after_id: str | None = None,
-    before_id: str | None = None,
-) -> AnthropicPage:
-    """Return one page of the models for the raw query parameters; an unknown cursor is ignored. `card` describes a
-    model of the page. Raises `BadRequest`."""
+    ids: Sequence[str], limit: str | None = None, after_id: str | None = None, before_id: str | None = None
+) -> Page:
+    """Return one page of the models for the raw query parameters; an unknown cursor is ignored. Raises `BadRequest`."""
     size = _size(limit)
     if before_id is not None:
         end = ids.index(before_id) if before_id in ids else len(ids)
-        page, has_more = ids[max(0, end - size) : end], end > size
-    else:
-        start = ids.index(after_id) + 1 if after_id in ids else 0
-        page, has_more = ids[start : start + size], start + size < len(ids)
-    data = [anthropic_model(card(id)) for id in page]
-    return AnthropicPage(data, has_more, data[0].id if data else None, data[-1].id if data else None)
+        return Page(ids[max(0, end - size) : end], end > size)
+    start = ids.index(after_id) + 1 if after_id in ids else 0
+    return Page(ids[start : start + size], start + size < len(ids))
 
 
 def _size(limit: str | None) -> int:
@@ -85,23 +83,25 @@ def _size(limit: str | None) -> int:
     return size
 
 
-def _capabilities(card: Card) -> dict[str, Any]:
-    """Return every capability of the SDK's type, which requires them all."""
-    thinking, no = _support(card.thinking), _support(False)
+@functools.lru_cache(maxsize=256)
+def _capabilities(reasons: bool, vision: bool, effort: tuple[str, ...]) -> msgspec.Raw:
+    """Return every capability of the SDK's type, which requires them all, as JSON: models share a few sets of them."""
+    thinking, no = _support(reasons), _support(False)
     types = {"adaptive": thinking, "enabled": thinking, "disabled": _support(True), "between_tools": no}
-    levels = {name: _support(name in card.effort) for name in ("low", "medium", "high", "xhigh", "max")}
-    return {
+    levels = {name: _support(name in effort) for name in ("low", "medium", "high", "xhigh", "max")}
+    capabilities = {
         "batch": no,
         "citations": no,
         "code_execution": no,
         "context_management": no,
-        "effort": {**_support(bool(card.effort)), **levels},
-        "image_input": _support(card.vision),
+        "effort": {**_support(bool(effort)), **levels},
+        "image_input": _support(vision),
         "pdf_input": no,
         "server_tools": {**no, "code_execution": no, "web_search": no},
         "structured_outputs": _support(True),
         "thinking": {**thinking, "types": types},
     }
+    return msgspec.Raw(msgspec.json.encode(capabilities))
 
 
 def _support(supported: bool) -> dict[str, Any]:

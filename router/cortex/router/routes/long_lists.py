@@ -34,18 +34,17 @@ async def slices(
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[bytes]:
     """Yield the JSON of an object with a list in `field`, and `others`. A tuple among the entries is JSON already, in
-    pieces. `clock` says when a slice is full."""
+    pieces; an empty one is no entry, but a slice may end there: a search that finds little yields it for the rest.
+    `clock` says when a slice is full."""
     encode = msgspec.json.Encoder().encode
     pieces = [b"{", *(p for name, value in others.items() for p in (encode(name), b":", encode(value), b","))]
     pieces += encode(field), b":["
     began, separator = clock(), b""
     for entry in entries:
-        pieces.append(separator)
-        if isinstance(entry, tuple):
-            pieces += entry
-        else:
-            pieces.append(encode(entry))
-        separator = b","
+        if entry != ():
+            pieces.append(separator)
+            pieces += entry if isinstance(entry, tuple) else (encode(entry),)
+            separator = b","
         if clock() - began > SLICE_S:
             yield b"".join(pieces)
             pieces.clear()

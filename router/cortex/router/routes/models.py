@@ -36,8 +36,9 @@ def routes(catalogue: LiveCatalogue, view: FleetView, created: int) -> list[HTTP
         targets = catalogue.visible(caller(request))
         if is_anthropic(request):
             of = dict(targets)
-            page = anthropic_page(list(of), lambda id: described(id, of[id]), limit, after_id, before_id)
-            return _json(request, page)
+            page = anthropic_page(list(of), limit, after_id, before_id)
+            cards = (anthropic_model(described(id, of[id])) for id in page.ids)
+            return long_lists.answer("data", cards, page.others(), _ids(request))
         entries = listing.every(((name, target.function) for name, target in targets), view.fleet)
         return long_lists.answer("data", entries, {"object": "list"}, _ids(request))
 

@@ -88,13 +88,14 @@ class Models:
         """Return every function and alias that a caller may use, each as JSON."""
         return ((self._listed(name, t, *self._known(t)),) for name, t in self._catalogue.visible(who))
 
-    def running(self, who: Principal) -> Iterator[models.Running]:
-        """Yield the functions with a ready instance that a caller may use."""
+    def running(self, who: Principal) -> Iterator[models.Running | tuple[()]]:
+        """Yield the functions with a ready instance that a caller may use, and `()` for each other name."""
         snapshot = self._sources.now()
         index = Index(snapshot)
         for name, target in self._catalogue.visible(who):
             placed = [i for _, i in index.placed.get(name, ()) if i.state is State.READY]
             if not placed or name != target.function.id:
+                yield ()
                 continue
             ends = [instance_reap_at(instance, snapshot, index) for instance in placed]
             yield models.running(

@@ -32,7 +32,7 @@ Http = Request[Any, Any, Any]
 
 READ: dict[str, Any] = {"opt": {"needs": "status"}, "response_headers": HEADERS}
 SMALL = 32 * 1024
-"""Largest page that is sent without compression."""
+"""Bytes of the largest page that is sent without compression."""
 
 
 def routes(
@@ -48,10 +48,10 @@ def routes(
             return Redirect("../status")
         may, cookie = may_act(request), login.logged_in(request)
         snapshot = await sources.snapshot()
-        text = await asyncio.to_thread(lambda: page(picture(snapshot), may_act=may, logged_in=cookie))
+        text = await asyncio.to_thread(lambda: page(picture(snapshot), may_act=may, logged_in=cookie).encode())
         if len(text) < SMALL or "gzip" not in request.headers.get("accept-encoding", ""):
-            return _html(text)
-        packed = await asyncio.to_thread(gzip.compress, text.encode(), 3)
+            return Response(text, media_type="text/html")
+        packed = await asyncio.to_thread(gzip.compress, text, 3)
         headers = {"content-encoding": "gzip", "vary": "accept-encoding"}
         return Response(packed, media_type="text/html", headers=headers)
 
