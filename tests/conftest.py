@@ -11,6 +11,8 @@ from collections.abc import Callable
 import pytest
 from httpx._transports import default as transports
 
+from tests.support import program
+
 # Every client reads the machine's certificate authorities anew: 46 ms of CPU, and tests make thousands of clients.
 transports.create_ssl_context = functools.cache(transports.create_ssl_context)  # type: ignore[attr-defined]
 
@@ -26,6 +28,16 @@ if "CORTEX_TEST_VLLM" not in os.environ:
 
 # Tests are collected into objects that stay. Looking for garbage among them takes a tenth of the time.
 gc.disable()
+
+
+def pytest_configure() -> None:
+    """Have SIGTERM end the run like Ctrl-C, in each process of it: fixtures end what they started."""
+    program.end_on_sigterm()
+
+
+def pytest_runtest_setup() -> None:
+    """Again, because commands that a test runs in this process may have replaced the handler."""
+    program.end_on_sigterm()
 
 
 def pytest_collection(session: pytest.Session) -> None:
