@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cortex.platform.weights.demo_model import write_bigram
-from tests.e2e.workers import TWO
+from tests.e2e.workers import ORIGIN, ROOT_PATH, TWO
 from tests.support import last_use, small_vllm
 from tests.support.catalogues import aliases, entry, fake, gguf
 from tests.support.fleet import Fleet
@@ -128,6 +128,30 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         running = Stack(folder, catalogue, workers=request.param, env=env)
         running.taken_port = busy_port
         last_use.end_after("one-worker" if request.param == 1 else "two-workers", running.end)
+        try:
+            yield running
+        finally:
+            running.end()
+
+
+@pytest.fixture(scope="session")
+def empty_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A running cortex of one router worker, for modules that need a catalogue of their own: each calls `serve`.
+
+    Web pages of one origin may use it, also below a path, and uploads may be large.
+    """
+    folder = tmp_path_factory.mktemp("empty")
+    (folder / "tmp").mkdir()
+    with own_redis(folder) as redis_url:
+        env = {
+            "CORTEX_REDIS_URL": redis_url,
+            "CORTEX_GATEWAY__CORS_ORIGINS": json.dumps([ORIGIN]),
+            "CORTEX_GATEWAY__ROOT_PATH": ROOT_PATH,
+            "CORTEX_GATEWAY__MAX_UPLOAD_MB": "250",
+            "TMPDIR": str(folder / "tmp"),
+        }
+        running = Stack(folder, "models = []\n", env=env)
+        last_use.end_after("empty-stack", running.end)
         try:
             yield running
         finally:

@@ -1,7 +1,6 @@
 """LoRA adapters of a base on one process of real llama.cpp: their answers, and failures of one alone."""
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,12 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.e2e.workers import EMPTY
 from tests.support.catalogues import entry
 from tests.support.lora import write_lora
-from tests.support.stack import Stack, eventually, own_redis
+from tests.support.stack import Stack, eventually
 
-pytestmark = pytest.mark.xdist_group("adapters")
+pytestmark = EMPTY
 
 GREEDY = {"temperature": 0.0}
 BASE = entry(
@@ -43,14 +43,9 @@ def catalogue(folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    folder = tmp_path_factory.mktemp("adapters")
-    with own_redis(folder) as redis_url:
-        running = Stack(folder, catalogue(folder), env={"CORTEX_REDIS_URL": redis_url})
-        try:
-            yield running
-        finally:
-            running.end()
+def stack(empty_stack: Stack) -> Stack:
+    empty_stack.serve(catalogue(empty_stack.folder))
+    return empty_stack
 
 
 def ask(stack: Stack, name: str, **more: Any) -> str:

@@ -2,28 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cortex.platform.weights.demo_model import write_bigram
-from tests.support.stack import Stack, eventually
+from tests.e2e.workers import EMPTY
+from tests.support.stack import Stack
 
-pytestmark = pytest.mark.xdist_group("import")
+pytestmark = EMPTY
 
 MODEL = "models/org/small-GGUF/small-Q4_K_M.gguf"
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A running cortex without a function."""
-    folder = tmp_path_factory.mktemp("import")
-    running = Stack(folder, "models = []\n")
-    try:
-        yield running
-    finally:
-        running.end()
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +48,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_what_is_imported_passes_the_check_and_answers(
-    stack: Stack, home: Path, source: str, name: str, alias: str
+    empty_stack: Stack, home: Path, source: str, name: str, alias: str
 ) -> None:
     path = str(home / source) if source.endswith(".yaml") else source
 
-    result = stack.cli("import", path, env={"HOME": str(home)})
-    stack.models.write_text(result.stdout)
-    checked = stack.cli("check", str(stack.models))
-    eventually(lambda: stack.http.get(f"/admin/functions/{name}").status_code == 200, what="the catalogue")
-    answer = stack.chat(alias, "one", max_tokens=3)
+    result = empty_stack.cli("import", path, env={"HOME": str(home)})
+    empty_stack.serve(result.stdout)
+    checked = empty_stack.cli("check", str(empty_stack.models))
+    answer = empty_stack.chat(alias, "one", max_tokens=3)
 
     assert (result.returncode, checked.returncode) == (0, 0), result.stderr + checked.stderr
     assert answer.status_code == 200, answer.text

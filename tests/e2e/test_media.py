@@ -14,10 +14,11 @@ import openai
 import pytest
 
 from cortex.platform.keys import host_token, worker_key
+from tests.e2e.workers import EMPTY
 from tests.support.catalogues import aliases, fake
 from tests.support.stack import Stack, eventually
 
-pytestmark = pytest.mark.xdist_group("media")
+pytestmark = EMPTY
 
 MIB = 1024 * 1024
 LARGE_MB = 200
@@ -43,14 +44,9 @@ CATALOGUE = "\n".join(
 
 
 @pytest.fixture(scope="module")
-def media(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    folder = tmp_path_factory.mktemp("media")
-    (folder / "tmp").mkdir()
-    stack = Stack(folder, CATALOGUE, env={"CORTEX_GATEWAY__MAX_UPLOAD_MB": "250", "TMPDIR": str(folder / "tmp")})
-    try:
-        yield stack
-    finally:
-        stack.end()
+def media(empty_stack: Stack) -> Stack:
+    empty_stack.serve(CATALOGUE)
+    return empty_stack
 
 
 @pytest.fixture(scope="module")
@@ -224,8 +220,8 @@ def test_a_form_that_is_held_whole_is_sent_to_another_instance_and_a_longer_one_
 
 
 def files_left(stack: Stack) -> list[Path]:
-    """Return what routers have put into the temporary folder, in which workers have folders of their own."""
-    return [path for path in (stack.folder / "tmp").iterdir() if not path.name.startswith("cortex-")]
+    """Return what routers have put into the temporary folder, in which workers have folders and files of their own."""
+    return [path for path in (stack.folder / "tmp").iterdir() if not path.name.startswith(("cortex-", "died-"))]
 
 
 FILE = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\nx\r\n'

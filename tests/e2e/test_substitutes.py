@@ -1,17 +1,17 @@
 """A warm function answers for an alias while the alias's own starts; from then on the own one answers."""
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import anthropic
 import openai
 import pytest
 
+from tests.e2e.workers import EMPTY
 from tests.support.catalogues import fake
-from tests.support.stack import Stack, eventually, own_redis
+from tests.support.stack import Stack, eventually
 
-pytestmark = pytest.mark.xdist_group("substitutes")
+pytestmark = EMPTY
 
 LOAD_S = 4
 ALIASES = """
@@ -31,22 +31,17 @@ def question(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def fleet(empty_stack: Stack) -> Stack:
     """A running cortex in which `small` is warm, and `big` loads for some seconds."""
-    folder = tmp_path_factory.mktemp("substitutes")
     catalogue = (
         fake("big", "--load-s", str(LOAD_S), "--call-tool", vram_mb=1000, idle_after_s=600, vision=True)
         + fake("small", "--call-tool", vram_mb=1000, min=1, vision=False)
         + fake("quick", "--load-s", "0.5", vram_mb=1000, idle_after_s=600)
         + ALIASES
     )
-    with own_redis(folder) as redis_url:
-        running = Stack(folder, catalogue, env={"CORTEX_REDIS_URL": redis_url}, more=("--devices", "1x24GB"))
-        try:
-            running.until("small", "ready")
-            yield running
-        finally:
-            running.end()
+    empty_stack.serve(catalogue)
+    empty_stack.until("small", "ready")
+    return empty_stack
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Several functions on one process of real llama.cpp: each answers as its settings say, and nothing restarts."""
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -9,10 +8,11 @@ import openai
 import psutil
 import pytest
 
+from tests.e2e.workers import EMPTY
 from tests.support.catalogues import entry
-from tests.support.stack import Stack, eventually, own_redis
+from tests.support.stack import Stack, eventually
 
-pytestmark = pytest.mark.xdist_group("variants")
+pytestmark = EMPTY
 
 BASE = entry(
     "base", engine="llamacpp", source="demo:harbour", context=2048, target_concurrency=2, vram_mb=600, idle_after_s=600
@@ -24,14 +24,9 @@ PROMPT = "What is in the harbour?"
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    folder = tmp_path_factory.mktemp("variants")
-    with own_redis(folder) as redis_url:
-        running = Stack(folder, BASE + CALM + WILD + SHORT, env={"CORTEX_REDIS_URL": redis_url})
-        try:
-            yield running
-        finally:
-            running.end()
+def stack(empty_stack: Stack) -> Stack:
+    empty_stack.serve(BASE + CALM + WILD + SHORT)
+    return empty_stack
 
 
 def ask(stack: Stack, name: str, **more: Any) -> dict[str, Any]:

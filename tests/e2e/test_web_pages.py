@@ -1,6 +1,5 @@
 """Web pages of other sites, and a router below a path of its proxy, byte by byte; `tests/browser` has a browser."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,35 +7,27 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.e2e.workers import EMPTY, ORIGIN, ROOT_PATH
 from tests.support.catalogues import fake
 from tests.support.nginx import nginx
-from tests.support.stack import Stack, own_redis
+from tests.support.stack import Stack
 
-APP, ROOT = "https://app.example", "/cortex"
+pytestmark = EMPTY
+
 ASK: dict[str, Any] = {"model": "fake/one", "messages": [{"role": "user", "content": "Hello!"}]}
 PREFLIGHT = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,x-stainless-os"}
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    folder = tmp_path_factory.mktemp("web")
-    with own_redis(folder) as url:
-        env = {
-            "CORTEX_REDIS_URL": url,
-            "CORTEX_GATEWAY__CORS_ORIGINS": json.dumps([APP]),
-            "CORTEX_GATEWAY__ROOT_PATH": ROOT,
-        }
-        running = Stack(folder, fake("fake/one", "--answer", "one two"), env=env)
-        try:
-            yield running
-        finally:
-            running.end()
+def stack(empty_stack: Stack) -> Stack:
+    empty_stack.serve(fake("fake/one", "--answer", "one two"))
+    return empty_stack
 
 
 @pytest.fixture
 def page(stack: Stack) -> Iterator[httpx.Client]:
     """What a page of the listed origin sends, with a key."""
-    headers = {"origin": APP, "sec-fetch-site": "cross-site", "authorization": f"Bearer {stack.local_key()}"}
+    headers = {"origin": ORIGIN, "sec-fetch-site": "cross-site", "authorization": f"Bearer {stack.local_key()}"}
     with httpx.Client(base_url=stack.url, headers=headers, timeout=30, trust_env=False) as http:
         yield http
 
@@ -45,14 +36,14 @@ def cors_headers(answer: httpx.Response) -> dict[str, str]:
     return {name: value for name, value in answer.headers.items() if name.startswith("access-control-")}
 
 
-READABLE = {"access-control-allow-origin": APP, "access-control-expose-headers": "*"}
+READABLE = {"access-control-allow-origin": ORIGIN, "access-control-expose-headers": "*"}
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/chat/completions", "/v1/messages", "/v1/models", "/v2/rerank", ROOT + "/v1/models"]
+    "path", ["/v1/chat/completions", "/v1/messages", "/v1/models", "/v2/rerank", ROOT_PATH + "/v1/models"]
 )
 def test_a_preflight_without_a_key_is_answered(stack: Stack, path: str) -> None:
-    answer = httpx.options(stack.url + path, headers={"origin": APP, **PREFLIGHT}, trust_env=False)
+    answer = httpx.options(stack.url + path, headers={"origin": ORIGIN, **PREFLIGHT}, trust_env=False)
 
     assert (answer.status_code, answer.content, answer.headers["vary"]) == (204, b"", "origin")
     assert cors_headers(answer) == READABLE | {
@@ -85,7 +76,7 @@ def test_only_the_client_apis_are_readable(page: httpx.Client, path: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "origin", ["https://evil.example", "null", APP + ".evil.example", "http://app.example", "\xe9"]
+    "origin", ["https://evil.example", "null", ORIGIN + ".evil.example", "http://app.example", "\xe9"]
 )
 def test_another_origin_may_read_nothing(page: httpx.Client, origin: str) -> None:
     from_there = {**dict.fromkeys(PREFLIGHT, b"x"), "origin": origin.encode("latin-1")}
@@ -96,7 +87,7 @@ def test_another_origin_may_read_nothing(page: httpx.Client, origin: str) -> Non
 
 
 def test_a_page_of_the_listed_origin_needs_a_key_even_for_reading_on_a_router_without_keys(stack: Stack) -> None:
-    page = {"origin": APP, "sec-fetch-site": "cross-site"}
+    page = {"origin": ORIGIN, "sec-fetch-site": "cross-site"}
 
     read = httpx.get(f"{stack.url}/v1/models", headers=page, trust_env=False)
     other = httpx.get(f"{stack.url}/v1/models", trust_env=False)
@@ -108,7 +99,7 @@ def test_a_page_of_the_listed_origin_needs_a_key_even_for_reading_on_a_router_wi
 @pytest.mark.parametrize("removes_path", [True, False])
 def test_a_login_and_the_page_work_below_a_path_of_nginx(stack: Stack, tmp_path: Path, removes_path: bool) -> None:
     with (
-        nginx(tmp_path, stack.url, ROOT, removes_path=removes_path) as url,
+        nginx(tmp_path, stack.url, ROOT_PATH, removes_path=removes_path) as url,
         httpx.Client(follow_redirects=True, timeout=30, trust_env=False) as http,
     ):
         entry = http.get(f"{url}/status/")
@@ -128,4 +119,4 @@ def test_a_login_and_the_page_work_below_a_path_of_nginx(stack: Stack, tmp_path:
 
 
 def test_the_root_answer_names_paths_that_the_proxys_clients_can_request(stack: Stack) -> None:
-    assert stack.http.get("/").json()["status"] == stack.http.get(ROOT).json()["status"] == f"{ROOT}/status"
+    assert stack.http.get("/").json()["status"] == stack.http.get(ROOT_PATH).json()["status"] == f"{ROOT_PATH}/status"

@@ -7,17 +7,17 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 import redis
 
+from tests.e2e.workers import EMPTY
 from tests.support.catalogues import entry
-from tests.support.stack import Stack, eventually, own_redis
+from tests.support.stack import Stack, eventually
 
-pytestmark = pytest.mark.xdist_group("odd-worker")
+pytestmark = EMPTY
 
 ODD = [sys.executable, str(Path(__file__).parent.parent / "support" / "odd_worker.py"), "{port}", "{model}"]
 """A program that answers as the last message demands."""
@@ -26,7 +26,7 @@ GROWTH_MB = 250
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(empty_stack: Stack) -> Stack:
     """One router worker with two functions of an odd program."""
     models = "\n".join(
         entry(name, engine="command", command=ODD, dialects=["chat"], vram_mb=50, idle_after_s=600)
@@ -34,15 +34,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     ) + entry(
         "odd/named", engine="command", command=[*ODD, '"\\ud800"'], dialects=["chat"], vram_mb=50, start_timeout_s=20
     )
-    folder = tmp_path_factory.mktemp("odd")
-    with own_redis(folder) as redis_url:
-        running = Stack(folder, models, env={"CORTEX_REDIS_URL": redis_url})
-        try:
-            assert running.chat("odd/one").status_code == 200
-            assert running.chat("odd/two").status_code == 200
-            yield running
-        finally:
-            running.end()
+    empty_stack.serve(models)
+    assert empty_stack.chat("odd/one").status_code == 200
+    assert empty_stack.chat("odd/two").status_code == 200
+    return empty_stack
 
 
 def test_a_worker_with_a_lone_surrogate_in_its_models_name_fails_alone(stack: Stack) -> None:

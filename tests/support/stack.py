@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -192,6 +193,25 @@ class Stack:
             within_s=20,
             what=f"{name} to be cold",
         )
+
+    def serve(self, models: str) -> None:
+        """Replace the catalogue; wait until the router has it and no instance of the former one is left."""
+        former = self._instances()
+        self.models.write_text(models)
+        names = {model["id"] for model in tomllib.loads(models)["models"]}
+        eventually(lambda: self._declared() == names, what="the router to have the catalogue")
+        for name in set(former.values()):
+            self.http.post(f"/admin/functions/{name}/cool", params={"now": 1})
+        eventually(lambda: former.keys().isdisjoint(self._instances()), within_s=20, what="former instances to stop")
+
+    def _declared(self) -> set[str]:
+        functions = self.http.get("/admin/functions").raise_for_status().json()["functions"]
+        return {f["id"] for f in functions if f["declared"]}
+
+    def _instances(self) -> dict[str, str]:
+        """Return the function of each instance."""
+        hosts = self.http.get("/admin/hosts").raise_for_status().json()["hosts"]
+        return {i["id"]: i["function"] for host in hosts for i in host["instances"]}
 
     def function(self, name: str) -> dict[str, Any]:
         """Return what the router says of a function."""
