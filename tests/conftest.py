@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 from httpx._transports import default as transports
+from xdist.scheduler import LoadGroupScheduling
 
 from tests.support import program
 
@@ -54,6 +55,32 @@ def pytest_collection(session: pytest.Session) -> None:
     for path in paths[first:] + paths[:first]:
         with contextlib.suppress(Exception, pytest.skip.Exception):  # the collection reports it
             importlib.import_module(".".join(path.relative_to(root).with_suffix("").parts))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes run the tests, begin with those that share running systems: they take longest."""
+    if hasattr(config, "workerinput"):
+        e2e = config.rootpath / "tests" / "e2e"
+        items.sort(key=lambda item: not item.path.is_relative_to(e2e))
+
+
+class ModuleScheduling(LoadGroupScheduling):  # type: ignore[misc]
+    """Gives a process the tests of a module, or of a group, at once: one by one, each costs the time to look through
+    those before it. Of the simulation it gives one by one, so that processes end at the same time.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        scope: str = super()._split_scope(nodeid)
+        return scope if scope.startswith("tests/simulation/") else scope.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ModuleScheduling | None:
+    """Schedule by module; in the order of collection, not the most tests first."""
+    if config.getoption("dist") != "loadgroup":
+        return None
+    config.option.loadscopereorder = False
+    return ModuleScheduling(config, log)
 
 
 def pytest_collection_finish() -> None:
