@@ -45,13 +45,18 @@ def finish(inventory: Path, play: Play) -> int:
     """Make all machines reject the old token, if no worker started under it runs. Raises VaultClosed."""
     vault = Vault(inventory)
     text = vault.read()
-    if not value(text, FORMER):
-        print("there is no old token")
-        return 0
-    if code := play("tokens.yml", "--tags", "old"):
+    if value(text, FORMER):
+        if code := play("tokens.yml", "--tags", "old"):
+            return code
+        vault.write(with_values(text, {FORMER: "", SINCE: ""}))
+    elif value(text, NEXT):
+        print("rotate-token: not every machine uses the new token yet: run `just rotate-token INVENTORY` again")
+        return 1
+    if code := play("tokens.yml"):  # (3), also where an earlier run was interrupted in it
+        print("rotate-token: some machines still accept the old token: run the same again once they answer")
         return code
-    vault.write(with_values(text, {FORMER: "", SINCE: ""}))
-    return play("tokens.yml")  # (3)
+    print("no machine accepts the old token")
+    return 0
 
 
 def swap_tokens(text: str) -> str:

@@ -60,6 +60,26 @@ def test_an_interrupted_rotation_continues_with_the_same_token(inventory: Path, 
     assert files[-1][1] == "old"
 
 
+def test_an_interrupted_removal_of_the_old_token_continues(inventory: Path) -> None:
+    files: list[list[str]] = []
+    rotation.rotate(inventory, play_noting(inventory, files))
+
+    assert rotation.finish(inventory, play_noting(inventory, files, fails=3)) == 1
+    assert rotation.finish(inventory, play_noting(inventory, files)) == 0
+
+    new = files[1][0]
+    assert files[2:] == [[new], [new]]
+
+
+def test_the_old_token_is_not_removed_before_all_machines_accept_the_new_one(inventory: Path) -> None:
+    files: list[list[str]] = []
+    rotation.rotate(inventory, play_noting(inventory, files, fails=1))
+
+    assert rotation.finish(inventory, play_noting(inventory, files)) == 1
+
+    assert len(files) == 1
+
+
 def test_the_old_token_stays_while_a_worker_started_under_it_runs(inventory: Path) -> None:
     files: list[list[str]] = []
     rotation.rotate(inventory, play_noting(inventory, files))
