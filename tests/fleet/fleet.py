@@ -16,6 +16,10 @@ SMALL = {"vram_mb": 14000}
 BIG = {"vram_mb": 70000}
 
 
+class RouterRefused(Exception):
+    """The router's admin API answered with an error; the text has its status and body."""
+
+
 class Fleet:
     """What the steps work on."""
 
@@ -48,17 +52,16 @@ class Fleet:
 
     def rows(self) -> dict[str, Any]:
         """Return every function as the router lists it."""
-        answer = httpx.get(
-            f"{self.url}/admin/functions", headers={"authorization": f"Bearer {self.key}"}, timeout=30, trust_env=False
-        )
-        return {row["id"]: row for row in answer.json()["functions"]}
+        return {row["id"]: row for row in self._admin("GET", "functions")["functions"]}
 
     def hosts(self) -> dict[str, Any]:
         """Return every live host as the router lists it."""
-        answer = httpx.get(
-            f"{self.url}/admin/hosts", headers={"authorization": f"Bearer {self.key}"}, timeout=30, trust_env=False
-        )
-        return {host["name"]: host for host in answer.json()["hosts"]}
+        return {host["name"]: host for host in self._admin("GET", "hosts")["hosts"]}
+
+    def knows(self) -> bool:
+        """Whether the router has Redis."""
+        health = httpx.get(f"{self.url}/health", timeout=30, trust_env=False)
+        return bool(health.json()["record"] == "ok")
 
     def ask(self, model: str, *, stream: bool = False) -> httpx.Response:
         """Ask a model one thing, with the operator's key."""
@@ -66,10 +69,7 @@ class Fleet:
 
     def cool(self, function: str) -> None:
         """Have a function's instances go, at once."""
-        headers = {"authorization": f"Bearer {self.key}"}
-        httpx.post(
-            f"{self.url}/admin/functions/{function}/cool?now=1", headers=headers, timeout=30, trust_env=False
-        ).raise_for_status()
+        self._admin("POST", f"functions/{function}/cool?now=1")
 
     def where(self, function: str) -> dict[str, str]:
         """Return the function's serving instances, and on which host each is."""
@@ -79,3 +79,11 @@ class Fleet:
         """Return host and process of every instance that serves."""
         placed = [i for row in self.rows().values() for i in row["instances"]]
         return {i["id"]: (i["host"], i["pid"]) for i in placed if i["state"] == "ready"}
+
+    def _admin(self, method: str, path: str) -> Any:
+        """Return what the router's admin API answers. Raises RouterRefused."""
+        headers = {"authorization": f"Bearer {self.key}"}
+        answer = httpx.request(method, f"{self.url}/admin/{path}", headers=headers, timeout=30, trust_env=False)
+        if answer.is_error:
+            raise RouterRefused(f"{method} /admin/{path}: {answer.status_code} {answer.text[:300]}")
+        return answer.json()

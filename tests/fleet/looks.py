@@ -11,6 +11,7 @@ from cortex.platform.keys import HOST_LINE, fleet_mark
 from tests.fleet.fleet import Fleet
 from tests.fleet.load import Load, ask, whole
 from tests.fleet.machines import Host, until
+from tests.fleet.playbook import DeployFailed
 from tests.fleet.report import Step
 
 
@@ -39,6 +40,17 @@ def loaded(f: Fleet, step: Step, function: str, act: Callable[[], object]) -> No
         until(lambda: load.answered > answered + 5, within_s=60, what="load goes on")
     step.saw = f"{load.answered} answered, lost {dict(load.lost)}, longest {load.longest_s:.1f} s"
     step.check(not load.lost, "requests were lost")
+
+
+def refused(f: Fleet, step: Step, reason: str, command: str, *arguments: str) -> None:
+    """See that a command fails and says why."""
+    try:
+        f.deployment.run(command, *arguments)
+    except DeployFailed:
+        output = " ".join(f.deployment.output().split())
+        step.check(reason in output, f"'{reason}' is not in: {output[-400:]}")
+    else:
+        step.check(False, f"{command} {' '.join(arguments)} was not refused")
 
 
 def handed_over(f: Fleet, step: Step) -> None:
