@@ -1,6 +1,15 @@
-"""`python -m cortex.cli`."""
+"""`cortex`, and `python -m cortex.cli`: Ctrl-C ends it without a traceback from its first import on."""
 
-from cortex.cli.main import main
+import signal
+
+
+def main() -> None:
+    """Run the command line."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` sets its own handler
+    from cortex.cli.main import main as run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -101,10 +101,19 @@ def main() -> None:
     unused_packages.leave_out()
     signal.signal(signal.SIGINT, _interrupt)  # servers install their own handlers
     try:
+        _run()
+    except (Interrupted, KeyboardInterrupt):
+        os._exit(exits.INTERRUPTED)
+
+
+def _run() -> None:
+    try:
         cli.main(prog_name="cortex", standalone_mode=True)
     except exits.Failed as failed:
         echo(f"cortex: {failed}", err=True)
         sys.exit(failed.exit_code)
+    except BrokenPipeError:  # the help of a group: click exits on all other output
+        os._exit(exits.FAILED)
     except _settings_error() as error:
         echo(f"cortex: {error}", err=True)
         sys.exit(exits.FAILED)
@@ -113,5 +122,3 @@ def main() -> None:
             raise
         echo(f"cortex: cannot write {error.filename}: {error.strerror}\n{exits.WRITABLE}", err=True)
         sys.exit(exits.FAILED)
-    except (Interrupted, KeyboardInterrupt):
-        os._exit(exits.INTERRUPTED)
