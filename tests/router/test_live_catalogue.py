@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from cortex.functions.spec import Function, revision
+from cortex.platform import text_files
 from cortex.platform.api_keys import Principal
 from cortex.platform.fleet import Fleet
 from cortex.platform.record import HostRecord, Override
@@ -81,7 +82,7 @@ async def test_a_file_that_changes_during_a_read_is_read_again(tmp_path: Path, m
             rewrite(path, fake("late"), 5)
         return text
 
-    monkeypatch.setattr("cortex.router.live_catalogue._text", read_slowly)
+    monkeypatch.setattr(text_files, "read_regular", read_slowly)
     await live.check()
     between = list(live.catalogue.functions)
     await live.check()

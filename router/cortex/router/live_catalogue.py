@@ -91,7 +91,7 @@ class LiveCatalogue:
         self._overrides: dict[str, Override] = {}
         self._targets: dict[str, Target] = {}
         self._wall = wall
-        text = _text(path)
+        text = text_files.read_regular(path)
         served = self._parse(text)
         self.is_deliberate = _is_deliberate(served.declared, text)
         """Whether the file declares functions or has `models = []`. Otherwise an empty catalogue is not sent to agents,
@@ -188,7 +188,7 @@ class LiveCatalogue:
     async def _reread(self, mark: tuple[int, int, int]) -> None:
         problem, deliberate = "", False
         try:
-            text = await self._file.look(str(self._path), "read", partial(_text, self._path))
+            text = await self._file.look(str(self._path), "read", partial(text_files.read_regular, self._path))
             served = await self._file.look(str(self._path), "parse", partial(self._parse, text))
             deliberate = _is_deliberate(served.declared, text)
         except NoAnswer:
@@ -289,11 +289,7 @@ def _target(function: Function, is_shared: bool, earlier: Target | None) -> Targ
 
 def load(path: Path, *, strict: bool = False) -> Catalogue:
     """Read a catalogue file. Raises CatalogueError, OSError or UnicodeDecodeError."""
-    return _read(path, _text(path), strict=strict)
-
-
-def _text(path: Path) -> str:
-    return text_files.read(path)
+    return _read(path, text_files.read(path), strict=strict)
 
 
 def _read(path: Path, text: str, *, strict: bool = False) -> Catalogue:
