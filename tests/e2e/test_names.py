@@ -93,12 +93,17 @@ def test_an_invalid_body_is_400_with_the_field(stack: Stack) -> None:
 def test_errors_of_the_framework_have_openais_envelope(stack: Stack) -> None:
     lost = stack.http.get("/v1/nowhere")
     wrong_method = stack.http.get("/v1/chat/completions")
+    of_the_framework = stack.http.put("/v1/files")
     large = stack.http.post("/v1/chat/completions", content=b" " * (21 * 1024 * 1024))
 
-    for answer, status in ((lost, 404), (wrong_method, 405), (large, 413)):
+    for answer, status in ((lost, 404), (wrong_method, 405), (of_the_framework, 405), (large, 413)):
         assert answer.status_code == status
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
         assert answer.headers["x-request-id"]
+    assert [set(a.headers["allow"].split(", ")) for a in (wrong_method, of_the_framework)] == [
+        {"OPTIONS", "POST"},
+        {"GET", "OPTIONS", "POST"},
+    ]
 
 
 @pytest.mark.long

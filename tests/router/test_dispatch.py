@@ -113,6 +113,7 @@ async def test_another_method_gets_an_error_in_the_paths_dialect_before_any_key_
     head, body = await served.call("/v1/messages", "GET")
 
     assert head["status"] == 405
+    assert (b"allow", b"OPTIONS, POST") in head["headers"]
     assert b"/v1/messages does not support GET" in body["body"]
     assert b'"type":"error"' in body["body"]
     assert served.counts.kinds == ["wrong_method"]

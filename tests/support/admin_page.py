@@ -27,7 +27,7 @@ clock, memory is MiB, and `…_s` are seconds, unless a field says otherwise. A 
 ignore fields that they do not know.
 """
 _WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", object: "anything", Any: "anything"}
-_HANDLER_ARGUMENTS = {"request", "data", "return"}
+_HANDLER_ARGUMENTS = {"request", "return"}
 
 
 def page() -> str:
@@ -71,7 +71,7 @@ def _route(handler: HTTPRouteHandler) -> str:
     lines = [f"\n### `{path(handler)}`\n\nNeeds `{handler.opt['needs']}`. {_text(function)}\n"]
     if query := [_parameter(p) for p in _query(handler)]:
         lines.append(f"\nQuery: {', '.join(query)}.\n")
-    if body := handler.opt.get("body", hints.get("data")):
+    if body := handler.opt.get("body"):
         lines.append(f"\nBody: {_type(body)}.\n")
     if actions := handler.opt.get("actions"):
         rows = (f"| `{action}` | {_type(answer)} | {meaning} |\n" for action, (answer, meaning) in actions.items())
@@ -97,7 +97,7 @@ def _kinds(handler: HTTPRouteHandler) -> Iterator[Any]:
     """Yield the types of a handler's body and answers."""
     hints = get_type_hints(cast(Any, handler.fn))
     yield handler.opt.get("answer", hints["return"])
-    yield handler.opt.get("body", hints.get("data", NoneType))
+    yield handler.opt.get("body", NoneType)
     yield from (answer for answer, _ in handler.opt.get("actions", {}).values())
 
 

@@ -17,7 +17,7 @@ from cortex.router.access.auth import AuthGuard
 from cortex.router.access.cross_origin import CrossOrigin
 from cortex.router.dialects import engine
 from cortex.router.errors import RequestError
-from cortex.router.http_answer import Answering
+from cortex.router.http_answer import Answering, Headers
 from cortex.router.rejections import CLIENT_API, Rejections, fault_of, internal_error, send_whole, wrong_method
 from cortex.router.request.incoming import ClientLeft, Incoming
 
@@ -26,6 +26,7 @@ Handler = Callable[[Incoming], Awaitable[Answering]]
 
 METHOD, NEEDS = "POST", Right.INFERENCE
 """Of every path in the table."""
+_ALLOW = [(b"allow", f"OPTIONS, {METHOD}".encode())]
 
 
 class Dispatcher:
@@ -66,8 +67,8 @@ class Dispatcher:
         if scope["method"] == METHOD:
             return self._serve(*route, scope, receive, client)
         if scope["method"] == "OPTIONS":
-            return _send_empty(send, [(b"allow", f"OPTIONS, {METHOD}".encode())])
-        return send_whole(send, self._rejections.answer(scope, wrong_method(scope["path"], scope["method"])))
+            return _send_empty(send, _ALLOW)
+        return send_whole(send, self._rejections.answer(scope, wrong_method(scope["path"], scope["method"]), _ALLOW))
 
     def _route(self, path: str) -> tuple[Handler, str] | None:
         """Return the handler of a path, and the function that the path names, or ""."""
@@ -109,6 +110,6 @@ def _below(root_path: str, scope: Any) -> Any:
     return {**scope, "path": rest or "/"} if rest != path and rest[:1] in ("", "/") else scope
 
 
-async def _send_empty(send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+async def _send_empty(send: Send, headers: Headers) -> None:
     await send({"type": "http.response.start", "status": 204, "headers": headers})
     await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -76,7 +76,8 @@ class Rejections:
         """Put the framework's own errors into the dialect's envelope."""
         path = request.scope["path"][:200]
         if error.status_code == 405:
-            return _ErrorResponse(self, wrong_method(path, request.method))
+            allow = ((b"allow", error.headers["allow"].encode()),) if error.headers else ()
+            return _ErrorResponse(self, wrong_method(path, request.method), allow)
         if isinstance(error, ValidationException):
             return _ErrorResponse(self, _invalid(error))
         messages = {

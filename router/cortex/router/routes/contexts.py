@@ -1,15 +1,20 @@
 """The operators' API for saved conversations: `/admin/contexts`. The hosts' records list them."""
 
-from litestar import get, post
+from typing import Any
+
+from litestar import Request, get, post
 from litestar.handlers import HTTPRouteHandler
 
 from cortex.platform.agent_messages import RemoveContexts
 from cortex.router import context_types as api
 from cortex.router.activation.agents import Agents
+from cortex.router.dialects.core.wire import read
 from cortex.router.errors import BadRequest
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue
 from cortex.router.routes.hosts import ask_all, named
+
+Http = Request[Any, Any, Any]
 
 
 def routes(catalogue: LiveCatalogue, view: FleetView, agents: Agents) -> list[HTTPRouteHandler]:
@@ -24,9 +29,10 @@ def routes(catalogue: LiveCatalogue, view: FleetView, agents: Agents) -> list[HT
         off = {h.name: h.contexts_off for h in hosts if h.contexts_off}
         return api.ContextsAnswer(contexts=tuple(sorted(listed, key=lambda c: -c.at)), off=off)
 
-    @post("/admin/contexts/remove", opt={"needs": "admin"}, status_code=200)
-    async def remove(data: api.RemoveContextsRequest) -> api.RemoveContextsAnswer:
+    @post("/admin/contexts/remove", opt={"needs": "admin", "body": api.RemoveContextsRequest}, status_code=200)
+    async def remove(request: Http) -> api.RemoveContextsAnswer:
         """Remove saved conversations. With `all`, hosts also try again what they have switched off."""
+        data = read(await request.body(), api.RemoveContextsRequest)
         if not (data.ids or data.function or data.all):
             raise BadRequest("no saved conversations selected: set `ids`, `function` or `all`")
         function = catalogue.catalogue.aliases.get(data.function, data.function)

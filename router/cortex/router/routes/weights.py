@@ -5,9 +5,9 @@ The data comes from the agents; `away` names those that do not answer.
 
 import time
 from collections.abc import Awaitable, Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from litestar import get, post
+from litestar import Request, get, post
 from litestar.handlers import HTTPRouteHandler
 from msgspec.structs import asdict
 
@@ -22,12 +22,14 @@ from cortex.router import api_types as api
 from cortex.router import context_types as contexts
 from cortex.router.activation.agents import AgentRefused, Agents, AgentUnavailable
 from cortex.router.activation.load_balancing import hosts_to_ask, why_nowhere
+from cortex.router.dialects.core.wire import read
 from cortex.router.errors import BadRequest, JobNotFound, NoCapacity, RequestError
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue
 from cortex.router.overview.sources import download_views
 from cortex.router.routes.hosts import ask_all, named
 
+Http = Request[Any, Any, Any]
 T = TypeVar("T")
 
 
@@ -42,9 +44,10 @@ def routes(catalogue: LiveCatalogue, view: FleetView, agents: Agents) -> list[HT
         saved = {h.name: contexts.stored(h.contexts) for h in hosts}
         return api.WeightsAnswer(weights=(*_weights(answers), *_weights(saved)), away=away)
 
-    @post("/admin/weights/remove", opt={"needs": "admin"}, status_code=200)
-    async def remove(data: api.RemoveRequest) -> api.RemoveAnswer:
+    @post("/admin/weights/remove", opt={"needs": "admin", "body": api.RemoveRequest}, status_code=200)
+    async def remove(request: Http) -> api.RemoveAnswer:
         """Remove weights that are not in use, by function or source, or all that no function declares."""
+        data = read(await request.body(), api.RemoveRequest)
         if not data.names and not data.unused:
             raise BadRequest("no weights selected: set `names` or `unused`")
         if saved := [name for name in data.names if name.startswith(f"{contexts.KIND}:")]:
@@ -64,9 +67,10 @@ def routes(catalogue: LiveCatalogue, view: FleetView, agents: Agents) -> list[HT
         removed = _weights({h: result.removed for h, result in answers.items()})
         return api.RemoveAnswer(removed=removed, remaining=tuple(remaining), away=away, dry_run=data.dry_run)
 
-    @post("/admin/weights/fetch", opt={"needs": "admin"}, status_code=200)
-    async def fetch(data: api.FetchRequest) -> api.FetchAnswer:
+    @post("/admin/weights/fetch", opt={"needs": "admin", "body": api.FetchRequest}, status_code=200)
+    async def fetch(request: Http) -> api.FetchAnswer:
         """Fetch a function's weights without starting it."""
+        data = read(await request.body(), api.FetchRequest)
         function = catalogue.resolve(data.function).base
         chosen = _best(view, function, data.host)
         await _update_catalogue(agents, catalogue, chosen)
