@@ -1,11 +1,12 @@
 """Lines, verdicts and results as values."""
 
+import codecs
 import json
 
 import pytest
 
 from cortex.router.batches.batch import Form, Problem
-from cortex.router.batches.lines import Again, Answer, KeyGone, Line, check, ending, result, verdict
+from cortex.router.batches.lines import Again, Answer, KeyGone, Line, body_of, check, ending, result, verdict
 from tests.router.batches.batches import CHAT, entry, text, value
 
 
@@ -26,6 +27,15 @@ def test_lines_are_numbered_and_found_by_their_offsets() -> None:
     assert problems == []
     assert [(x.number, x.custom_id, x.model) for x in lines] == [(1, "a", "m"), (2, "b", "m"), (3, "c", "m")]
     assert [json.loads(content[x.at : x.at + x.size])["custom_id"] for x in lines] == ["a", "b", "c"]
+
+
+def test_a_file_may_begin_with_a_byte_order_mark() -> None:
+    content = codecs.BOM_UTF8 + text(entry("a"), entry("b"))
+
+    lines, problems = checked(content)
+
+    assert ([x.custom_id for x in lines], problems) == (["a", "b"], [])
+    assert json.loads(body_of(content[: lines[0].size]))["model"] == "m"
 
 
 @pytest.mark.parametrize(

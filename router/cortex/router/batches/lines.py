@@ -4,6 +4,7 @@ An input line is `{"custom_id", "method", "url", "body"}`, the form of OpenAI's 
 batches are stored in the same form. A result is one line of JSON in the form of the batch's API.
 """
 
+import codecs
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -130,7 +131,7 @@ def read(raw: bytes, number: int, at: int, endpoint: str) -> Line | Problem:
         return Problem(code=code, message=message, line=number, param=param)
 
     try:
-        entry = msgspec.json.decode(raw, type=_Input)
+        entry = _entry(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return problem("invalid_json_line", f"the line is not a request: {error}")
     if not entry.custom_id or len(entry.custom_id) > LONGEST_ID:
@@ -154,7 +155,12 @@ def read(raw: bytes, number: int, at: int, endpoint: str) -> Line | Problem:
 
 def body_of(raw: bytes) -> bytes:
     """Return the body of a line that was checked before. Raises DecodeError if the file has changed since."""
-    return bytes(msgspec.json.decode(raw, type=_Input).body)
+    return bytes(_entry(raw).body)
+
+
+def _entry(raw: bytes) -> _Input:
+    """Editors of Windows begin a file, and so its first line, with a byte order mark."""
+    return msgspec.json.decode(raw.removeprefix(codecs.BOM_UTF8), type=_Input)
 
 
 def verdict(answer: Answer, tries: int) -> Again | None:
