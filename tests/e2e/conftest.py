@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cortex.platform.weights.demo_model import write_bigram
+from tests.e2e.security.keyed import Keyed, started
 from tests.e2e.workers import ORIGIN, ROOT_PATH, TWO
 from tests.support import last_use, small_vllm
 from tests.support.catalogues import aliases, entry, fake, gguf
@@ -156,6 +157,14 @@ def empty_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             yield running
         finally:
             running.end()
+
+
+@pytest.fixture(scope="session")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
+    """A cortex of two router workers with a key of every kind, for the group `security`."""
+    with started(tmp_path_factory.mktemp("keyed")) as running:
+        last_use.end_after("security", running.stack.end)
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Responses with state, by OpenAI's own client, on a router of two worker processes."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +10,14 @@ import redis
 
 from cortex.platform.response_record import LEASE_S
 from cortex.router.request.stored_responses import MOST_RUNS
-from tests.e2e.security.keyed import CATALOGUE, Keyed, started
+from tests.e2e.security.keyed import Keyed, started
 from tests.support.catalogues import fake
 from tests.support.stack import Stack, eventually
 
-pytestmark = pytest.mark.xdist_group("stored-responses")
+pytestmark = pytest.mark.xdist_group("security")
 
 SECRET = "nightjar"
 """A word of a prompt that must be nowhere."""
-ENV = {"CORTEX_GATEWAY__RESPONSES_TTL_S": "600"}
-MODELS = "\n".join(
-    [CATALOGUE, fake("one/drips", "--tps", "10", "--tokens", "600"), fake("one/fails", "--fail-status", "400")]
-)
-
-
-@pytest.fixture(scope="module")
-def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
-    with started(tmp_path_factory.mktemp("stored"), catalogue=MODELS, env=ENV) as running:
-        yield running
 
 
 def client(keyed: Keyed, key: str = "inference") -> openai.OpenAI:
@@ -287,7 +276,7 @@ def test_a_state_that_cannot_be_continued_is_an_error_with_its_field(
 
 @pytest.mark.long
 def test_a_response_whose_router_died_has_failed(tmp_path: Path) -> None:
-    with started(tmp_path, workers=1, catalogue=MODELS, env=ENV) as running:
+    with started(tmp_path, workers=1) as running:
         begun = create(running, model="one/drips", background=True)
         running.stack.child("router").kill()
 

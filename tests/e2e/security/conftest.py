@@ -1,20 +1,11 @@
-"""A running cortex with a key of every kind."""
+"""A fleet with everything closed."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from tests.e2e.security.hardened import Hardened, hardened_fleet
-from tests.e2e.security.keyed import Keyed, started
 from tests.support import last_use
-
-
-@pytest.fixture(scope="session")
-def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
-    """A cortex of two router workers on which keys were made."""
-    with started(tmp_path_factory.mktemp("keyed")) as running:
-        last_use.end_after("security", running.stack.end)
-        yield running
 
 
 @pytest.fixture(scope="session")

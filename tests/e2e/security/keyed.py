@@ -17,6 +17,8 @@ CATALOGUE = "\n".join(
         fake("one/slow", "--tps", "10", "--tokens", "30"),
         fake("one/late", "--ttft-s", "60"),
         fake("one/long", "--tps", "10", "--tokens", "100"),
+        fake("one/drips", "--tps", "10", "--tokens", "600"),
+        fake("one/fails", "--fail-status", "400"),
         fake("one/dictation", "--answer", "one two", task="transcribe"),
         fake("one/loads", "--load-s", "600", task="transcribe"),
         fake("one/speaks", task="speech"),
@@ -26,6 +28,8 @@ CATALOGUE = "\n".join(
         aliases({"mine": "one/open", "theirs": "two/other"}),
     ]
 )
+
+ENV = {"CORTEX_GATEWAY__RESPONSES_TTL_S": "600"}
 
 
 class Result(NamedTuple):
@@ -86,12 +90,10 @@ class Keyed:
 
 
 @contextlib.contextmanager
-def started(
-    folder: Path, workers: int = 2, catalogue: str = CATALOGUE, env: Mapping[str, str] | None = None
-) -> Iterator[Keyed]:
+def started(folder: Path, workers: int = 2, catalogue: str = CATALOGUE) -> Iterator[Keyed]:
     """Run one."""
     with own_redis(folder) as redis_url:
-        stack = Stack(folder, catalogue, workers=workers, env={"CORTEX_REDIS_URL": redis_url, **(env or {})})
+        stack = Stack(folder, catalogue, workers=workers, env={"CORTEX_REDIS_URL": redis_url, **ENV})
         try:
             keyed = Keyed(stack, redis_url)
             keyed.everywhere("admin", 200)  # the last one made: a worker reads all keys at once
