@@ -16,13 +16,19 @@ class Mount:
     """A file system whose looks block until it is back."""
 
     def __init__(self) -> None:
-        self.back = threading.Event()
+        self.back, self.entered = threading.Event(), threading.Event()
         self.looks = 0
 
     def stat(self) -> str:
         self.looks += 1
+        self.entered.set()
         self.back.wait()
         return "here"
+
+
+@pytest.fixture(autouse=True)
+def _no_spare_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cortex.platform.blocking_calls.SPARE_S", 0.0)
 
 
 @pytest.fixture
@@ -167,3 +173,30 @@ async def test_a_cancelled_caller_does_not_cancel_the_shared_call(mount: Mount) 
 
     assert await second == "here"
     assert first.cancelled() or first.cancelling()
+
+
+async def test_calls_one_after_another_share_a_thread_and_calls_at_once_do_not(
+    mount: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cortex.platform.blocking_calls.SPARE_S", LONG_S)
+    looks = BlockingCalls(LONG_S)
+    first = await looks.look("/mnt/a", "stat", threading.get_ident)
+    second = await looks.look("/mnt/a", "stat", threading.get_ident)
+    hung = asyncio.create_task(looks.look("/mnt/b", "stat", mount.stat))
+    assert await asyncio.to_thread(mount.entered.wait, 5)
+    third = await looks.look("/mnt/a", "stat", threading.get_ident)
+    mount.back.set()
+
+    assert await hung == "here"
+    assert first == second != third
+
+
+async def test_a_thread_without_a_call_ends() -> None:
+    looks = BlockingCalls(LONG_S)
+    threads = [await looks.look("/mnt/a", "stat", threading.current_thread) for _ in range(3)]
+
+    for thread in threads:
+        thread.join(5)
+
+    assert not any(thread.is_alive() for thread in threads)
+    assert await looks.look("/mnt/a", "stat", lambda: "here") == "here"

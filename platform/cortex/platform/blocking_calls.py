@@ -1,8 +1,8 @@
 """Blocking calls that may never return, such as a file access on a hung mount or a name lookup without an answer.
 
-Each call runs in its own daemon thread. In asyncio's default executor, a few hung calls would occupy all threads, and
-one would keep the process from exiting. A thread that is blocked in the kernel cannot be ended, so the number of
-threads is bounded:
+Each call runs in a daemon thread that no other call uses meanwhile. In asyncio's default executor, a few hung calls
+would occupy all threads, and one would keep the process from exiting. A thread that is blocked in the kernel cannot be
+ended, so the number of threads is bounded:
 
 (1) Each place has at most one call of a kind; a second caller with the same question shares it.
 (2) While a call at a place is overdue, further calls there fail at once.
@@ -14,6 +14,7 @@ A late result is stored for the next caller, so a slow place becomes usable as s
 
 import asyncio
 import contextlib
+import queue
 import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ LATE_S = 30.0
 """How long a late result is stored for the next caller."""
 MOST, MOST_OF_GROUP = 64, 8
 """Limits: running calls in total, and overdue calls in one group."""
+SPARE_S = 5.0
+"""How long a thread waits for another call: starting one costs more than most calls."""
 
 
 class NoAnswer(OSError):
@@ -67,6 +70,7 @@ class BlockingCalls:
         self._within_s, self._hint, self._group = within_s, hint, group
         self._most, self._most_of_group = most, most_of_group
         self._calls: dict[tuple[str, str], _Call] = {}
+        self._threads = _Threads()
 
     async def look(
         self,
@@ -146,17 +150,56 @@ class BlockingCalls:
             else:
                 call.stored_until = loop.time() + LATE_S
 
-        def run() -> None:
-            result: Any = None
-            error: Exception | None = None
+        def run() -> _Outcome:
             try:
-                result = work()
+                return work(), None
             except Exception as exception:
                 # A future does not accept StopIteration.
-                error = RuntimeError(repr(exception)) if isinstance(exception, StopIteration) else exception
+                return None, RuntimeError(repr(exception)) if isinstance(exception, StopIteration) else exception
+
+        def report(outcome: _Outcome) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the process is exiting
-                loop.call_soon_threadsafe(finish, result, error)
+                loop.call_soon_threadsafe(finish, *outcome)
 
         self._calls[place, kind] = call
-        threading.Thread(target=run, name=f"look {kind}", daemon=True).start()
+        self._threads.run(run, report, f"look {kind}")
         return call
+
+
+_Outcome = tuple[Any, Exception | None]
+"""What a call returned or raised."""
+_Job = tuple[Callable[[], _Outcome], Callable[[_Outcome], None], str]
+
+
+class _Threads:
+    """Runs each job in a daemon thread, named after it: one that has nothing to do, or else a new one."""
+
+    def __init__(self) -> None:
+        self._spare: list[queue.SimpleQueue[_Job]] = []
+        """Of the threads without a job, through which each gets one."""
+
+    def run(self, work: Callable[[], _Outcome], report: Callable[[_Outcome], None], name: str) -> None:
+        """Have `report` called with what `work` returns. The thread is spare before that."""
+        try:
+            inbox = self._spare.pop()
+        except IndexError:
+            inbox = queue.SimpleQueue()
+            threading.Thread(target=self._serve, args=(inbox,), name=name, daemon=True).start()
+        inbox.put((work, report, name))
+
+    def _serve(self, inbox: "queue.SimpleQueue[_Job]") -> None:
+        thread = threading.current_thread()
+        work, report, _ = inbox.get()
+        while True:
+            outcome = work()
+            self._spare.append(inbox)
+            report(outcome)
+            del work, report, outcome  # what they hold on to
+            try:
+                work, report, thread.name = inbox.get(timeout=SPARE_S)
+            except queue.Empty:
+                try:
+                    self._spare.remove(inbox)
+                    return
+                except ValueError:  # a job is coming
+                    work, report, thread.name = inbox.get()

@@ -285,8 +285,9 @@ async def test_an_exception_for_one_instance_does_not_stop_the_round(registry: R
 
 
 async def test_a_path_that_does_not_answer_is_reported_with_the_functions_that_need_it(
-    registry: Registry, tmp_path: Path
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("cortex.platform.blocking_calls.SPARE_S", 0.0)
     scene, back = Scene(registry, CPU, tmp_path), threading.Event()
     stuck = Function(id="stuck", engine=Engine.LLAMACPP, source="/mnt/m.gguf")
     scene.scheduler.apply_catalogue({"stuck": stuck, "f": F}, "digest", READY)
