@@ -104,7 +104,6 @@ def _any_key(settings: Settings) -> bool:
 @_tls_key
 def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> None:
     """Run this host's agent, which starts, watches and stops the workers."""
-    import uvicorn
     from msgspec.structs import replace
 
     from cortex.platform.agent import state_file
@@ -137,7 +136,7 @@ def agent(config: Path | None, tls_cert: str | None, tls_key: str | None) -> Non
             key=settings.agent.tls_key,
             timeout_graceful_shutdown=2,
         )
-        server = uvicorn.Server(served)
+        server = listener.Server(served)
         garbage.settle()
         server.run(sockets=[inherited] if inherited else None)
         if not server.started:

@@ -97,7 +97,7 @@ def _serve(settings: Settings, workers: int) -> bool:
     return gateway.hand_over
 
 
-class _Single(uvicorn.Server):
+class _Single(listener.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         systemd.notify("STOPPING=1")
         super().handle_exit(sig, frame)

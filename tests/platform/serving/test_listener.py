@@ -3,6 +3,9 @@
 import asyncio
 import contextlib
 import resource
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -49,6 +52,46 @@ def test_a_client_without_a_tls_handshake_is_disconnected(tmp_path: Path, monkey
         thread.join()
 
     assert took < 9
+
+
+def test_an_idle_server_exits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "TICK_S", 3600.0)
+    server = listener.Server(listener.config(app, f"127.0.0.1:{free_port()}", lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    eventually(lambda: server.started, what="the listener")
+
+    server.exit()
+    thread.join(10)
+
+    assert not thread.is_alive()
+    server.exit()  # of no effect after the end
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_server_exits_at_a_signal(signal_number: signal.Signals) -> None:
+    program = """if True:
+        import asyncio
+        from cortex.platform.serving import listener
+
+        async def app(scope, receive, send):
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            print("up", flush=True)
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
+            print("down", flush=True)
+
+        listener.TICK_S = 3600.0
+        listener.Server(listener.config(app, "127.0.0.1:0", lifespan="on")).run()
+    """
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+        assert server.stdout is not None
+        first = server.stdout.readline()
+        server.send_signal(signal_number)
+        rest = server.communicate(timeout=20)[0]
+
+    assert (first, rest) == (b"up\n", b"down\n")
 
 
 def test_the_connection_limit_follows_the_descriptor_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ The port serves plain HTTP. The metrics token keeps API keys off the network and
 
 import asyncio
 import contextlib
+import math
 import socket
 import threading
 import time
@@ -20,12 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-import uvicorn
 
 from cortex.platform import clock, metrics, text_files
 from cortex.platform.api_keys import Right
 from cortex.platform.budget import budget_states
-from cortex.platform.cancel import cancelled
 from cortex.platform.fleet_gauges import fleet_gauges
 from cortex.platform.keys import same
 from cortex.platform.meter import Count, Snapshot, added, text
@@ -44,6 +43,8 @@ from cortex.router.metrics.worker_counts import collect
 log = structlog.get_logger()
 
 STOP_S = 2.0
+KEYS_S = 1.0
+"""How old the API keys may be that a scrape is compared with: a scrape comes every few seconds."""
 MOST_CONNECTIONS, MOST_PER_PEER = 128, 64
 """Prometheus needs one or two."""
 SHORTEST_TOKEN = 16
@@ -55,9 +56,10 @@ class MetricsServer:
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self._settings, self._folder = settings, folder
-        self._server: uvicorn.Server | None = None
+        self._server: listener.Server | None = None
         self._thread: threading.Thread | None = None
         self._ring: KeyRing
+        self._keys_read_at = -math.inf
         self._batches: BatchGauges
 
     def __enter__(self) -> "MetricsServer":
@@ -78,7 +80,7 @@ class MetricsServer:
             lifespan="on",
             timeout_graceful_shutdown=1,
         )
-        self._server = uvicorn.Server(config)
+        self._server = listener.Server(config)
         self._thread = threading.Thread(target=self._run, args=(listening,), name="metrics", daemon=True)
         self._thread.start()
         log.info("metrics_served", url=f"http://{listen}/metrics")
@@ -86,7 +88,7 @@ class MetricsServer:
 
     def __exit__(self, *_: object) -> None:
         if self._server is not None and self._thread is not None:
-            self._server.should_exit = True
+            self._server.exit()
             self._thread.join(STOP_S)
 
     def _run(self, listening: socket.socket) -> None:
@@ -109,6 +111,8 @@ class MetricsServer:
         status, body = 404, b"not found: this port serves /metrics only\n"
         gateway = self._settings.gateway
         token = await asyncio.to_thread(metrics_token, gateway.metrics_token_file)
+        if is_metrics:
+            await self._read_keys()
         if is_metrics and (error := rejection(scope["headers"], self._ring, gateway, token)):
             status, body = error
         elif is_metrics:
@@ -120,22 +124,27 @@ class MetricsServer:
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
     async def _lifespan(self, receive: Any, send: Any) -> None:
-        """Follow the API keys while the port is open."""
+        """Connect to the record while the port is open."""
         await receive()
         NameLookups().install(asyncio.get_running_loop())
         registry = self._registry = Registry.of(self._settings)
         self._ring = KeyRing(registry, local_key(self._settings.local_key_file))
         self._batches = BatchGauges(Folder.of(self._settings.gateway))
-        following = asyncio.create_task(self._ring.follow())
         await send({"type": "lifespan.startup.complete"})
         try:
             await receive()
         finally:
-            await cancelled([following])
             self._batches.close()
             with contextlib.suppress(RecordUnavailable):
                 await registry.close()
         await send({"type": "lifespan.shutdown.complete"})
+
+    async def _read_keys(self) -> None:
+        """Read the API keys, if they were read more than `KEYS_S` ago. The last ones apply while Redis is away."""
+        if time.monotonic() - self._keys_read_at > KEYS_S:
+            with contextlib.suppress(RecordUnavailable):
+                await self._ring.refresh()
+            self._keys_read_at = time.monotonic()
 
     async def _metrics(self) -> bytes:
         own = await asyncio.to_thread(collect, self._folder)
