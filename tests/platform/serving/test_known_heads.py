@@ -1,8 +1,10 @@
 """Heads that come again: which messages are compared, and for how long."""
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from cortex.platform.serving.known_heads import MISSES, MOST, PAUSE, KnownHeads, has_lines, split
+from cortex.platform.serving.known_heads import MISSES, MOST, PAUSE, KnownHeads, has_lines, match, split
 
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nA: b\r\n\r\n"
 
@@ -37,6 +39,29 @@ def test_a_whole_message_is_its_head_its_length_and_its_body() -> None:
 )  # fmt: skip
 def test_other_pieces_are_left_to_the_parser(data: bytes) -> None:
     assert split(data) is None
+
+
+PIECES = st.lists(
+    st.sampled_from(
+        [b"POST / HTTP/1.1\r\n", b"Content-Length: ", b"content-length: ", b"A: b", b"\r\n", b"\r", b"\n", b"0", b"5",
+         b"05", b"x", b"123456789", b"1234567890", b"hello", b"-", b" "]
+    ),
+    max_size=14,
+).map(b"".join)  # fmt: skip
+
+
+@given(data=PIECES, length=st.integers(0, 12), body=st.binary(max_size=12))
+@example(data=HEAD % 5, length=5, body=b"hello")
+def test_a_head_matches_exactly_the_messages_that_split_to_it(data: bytes, length: int, body: bytes) -> None:
+    learned = split(HEAD % 0)
+    assert learned is not None
+
+    for head in (learned.head, (b"X\r\nContent-Length: ", b"\r\n\r\n")):
+        before, after = head
+        for piece in (data, before + data + after + body, before + b"%d" % length + after + body):
+            whole = split(piece)
+            expected = (whole.length, whole.body) if whole is not None and whole.head == head else None
+            assert match(piece, head) == expected
 
 
 @pytest.mark.parametrize(

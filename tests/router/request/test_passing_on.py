@@ -79,7 +79,7 @@ class Reader:
 
 async def passed(url: str, sink: Reader, most: int = MOST) -> None:
     async with connections(read_bytes=64) as pool:
-        response = await pool.post(url, "/", b"{}", {})
+        response = await pool.post(url, "/", b"{}", ())
         try:
             await asyncio.wait_for(response.pass_to(sink, most), 10)
         finally:
@@ -149,7 +149,7 @@ async def test_a_sink_without_room_stops_the_worker_and_gets_the_rest_later() ->
 
     async with workers(large) as there, connections() as pool:
         sink = Reader(room=100_000)
-        response = await pool.post(there.url, "/", b"{}", {})
+        response = await pool.post(there.url, "/", b"{}", ())
         passing = asyncio.create_task(response.pass_to(sink, MOST))
         await asyncio.wait_for(sink.full.wait(), 10)
         await large.stops()
@@ -169,7 +169,7 @@ async def test_a_sink_without_room_stops_the_worker_and_gets_the_rest_later() ->
 async def test_a_sink_that_is_full_at_the_end_does_not_stop_the_connections_next_answer() -> None:
     async with workers(answers(WHOLE)) as there, connections() as pool:
         sink = Reader(room=1)
-        response = await pool.post(there.url, "/", b"{}", {})
+        response = await pool.post(there.url, "/", b"{}", ())
         await asyncio.wait_for(response.pass_to(sink, MOST), 10)
         response.close()
         after = await asyncio.wait_for(post(pool, there.url), 10)
@@ -240,11 +240,11 @@ async def test_a_body_that_breaks_off_is_a_failure_after_what_arrived(rest: byte
 )
 async def test_a_body_is_read_whole_up_to_a_limit(answer: bytes) -> None:
     async with workers(answers_once(answer)) as there, connections(read_bytes=2) as pool:
-        response = await pool.post(there.url, "/", b"{}", {})
+        response = await pool.post(there.url, "/", b"{}", ())
         assert await asyncio.wait_for(response.whole(5), 10) == b"hello"
         response.close()
 
-        response = await pool.post(there.url, "/", b"{}", {})
+        response = await pool.post(there.url, "/", b"{}", ())
         with pytest.raises(BodyTooLong):
             await asyncio.wait_for(response.whole(4), 10)
         response.close()
@@ -252,7 +252,7 @@ async def test_a_body_is_read_whole_up_to_a_limit(answer: bytes) -> None:
 
 async def test_a_whole_body_that_breaks_off_is_a_failure() -> None:
     async with workers(answers_once(WHOLE[:-1])) as there, connections() as pool:
-        response = await pool.post(there.url, "/", b"{}", {})
+        response = await pool.post(there.url, "/", b"{}", ())
         with pytest.raises(ConnectionFailed):
             await asyncio.wait_for(response.whole(MOST), 10)
         response.close()
@@ -262,7 +262,7 @@ async def test_a_large_whole_body_is_read_although_it_exceeds_what_is_held_unrea
     body = bytes(5_000_000)
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 5000000\r\n\r\n"
     async with workers(answers(head, body)) as there, connections(read_bytes=1000) as pool:
-        response = await pool.post(there.url, "/", b"{}", {})
+        response = await pool.post(there.url, "/", b"{}", ())
         assert await asyncio.wait_for(response.whole(MOST), 20) == body
         response.close()
 
@@ -302,7 +302,7 @@ async def test_a_connection_whose_answer_http_does_not_end_is_closed(
         closed.set()
 
     async with workers(talk) as there, connections() as pool:
-        response = await pool.post(there.url, "/", b"{}", {}, keeps_chunked=True)
+        response = await pool.post(there.url, "/", b"{}", (), keeps_chunked=True)
         await response.pass_to(Reader(wanted=3), MOST)
         response.close()
 

@@ -81,7 +81,7 @@ async def connections(*, idle_s: float = 30, read_bytes: int = 1024) -> AsyncIte
 
 
 async def post(result: WorkerConnections, url: str, body: bytes = b"{}") -> tuple[int, bytes]:
-    response = await result.post(url, "/v1/x", body, {"Authorization": "Bearer k"})
+    response = await result.post(url, "/v1/x", body, (("Authorization", "Bearer k"),))
     return response.status, await read(response)
 
 
@@ -154,7 +154,7 @@ async def test_after_chunks_a_connection_is_used_again_if_the_worker_keeps_it(
     answer = b"HTTP/1.1 200 OK\r\n%bTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n" % header
     async with workers(answers(answer)) as there, connections() as pool:
         for _ in range(2):
-            assert await read(await pool.post(there.url, "/v1/x", b"{}", {}, keeps_chunked=True)) == b"hello"
+            assert await read(await pool.post(there.url, "/v1/x", b"{}", (), keeps_chunked=True)) == b"hello"
 
     assert there.connections == connections_made
 
@@ -180,7 +180,7 @@ async def test_an_answer_that_is_read_whole_wakes_its_reader_once() -> None:
 async def test_an_answer_that_is_read_whole_wakes_its_reader_when_it(size: int) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"
     async with workers(answers_once(head + b"x" * size)) as there, connections(read_bytes=1024) as pool:
-        response = await asyncio.wait_for(pool.post(there.url, "/", b"{}", {}, is_read_whole=True), 10)
+        response = await asyncio.wait_for(pool.post(there.url, "/", b"{}", (), is_read_whole=True), 10)
 
         assert response.status == 200
         with pytest.raises(ConnectionFailed):
@@ -221,7 +221,8 @@ async def test_bytes_after_an_answer_never_begin_the_next_one(extra: bytes) -> N
     assert there.connections == 3
 
 
-async def test_a_connection_that_closed_before_the_loop_saw_it_is_not_used_again() -> None:
+async def test_a_connection_that_closed_in_a_pause_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cortex.router.request.worker_connections.PAUSE_S", 0.0)
     closed = threading.Event()
 
     def serve(listener: socket.socket) -> None:
@@ -274,7 +275,7 @@ async def test_bytes_on_an_unused_connection_close_it() -> None:
 )
 async def test_a_body_that_breaks_off_is_a_failure(answer: bytes) -> None:
     async with workers(answers_once(answer)) as there, connections() as pool:
-        response = await pool.post(there.url, "/", b"{}", {})
+        response = await pool.post(there.url, "/", b"{}", ())
 
         with pytest.raises(ConnectionFailed, match=r"its answer .* not HTTP"):
             await read(response)
@@ -362,7 +363,7 @@ async def test_an_answer_that_is_closed_before_its_end_closes_its_connection() -
         closed.set()
 
     async with workers(talk) as there, connections() as pool:
-        response = await pool.post(there.url, "/", b"{}", {})
+        response = await pool.post(there.url, "/", b"{}", ())
         response.close()
 
         await asyncio.wait_for(closed.wait(), 10)
@@ -396,7 +397,7 @@ async def test_a_reader_that_stops_stops_the_worker_and_the_rest_is_whole() -> N
     large = LargeAnswer()
 
     async with workers(large) as there, connections(read_bytes=65536) as pool:
-        response = await pool.post(there.url, "/", b"{}", {})
+        response = await pool.post(there.url, "/", b"{}", ())
         await large.stops()
         held = large.sent
         body = await read(response)
@@ -435,7 +436,7 @@ async def test_a_connection_in_use_when_all_are_closed_ends_with_its_answer() ->
         closed.set()
 
     async with workers(talk) as there, connections() as pool:
-        response = await pool.post(there.url, "/", b"{}", {})
+        response = await pool.post(there.url, "/", b"{}", ())
         await pool.close()
         go_on.set()
         body = await read(response)
@@ -449,7 +450,7 @@ async def test_a_connection_in_use_when_all_are_closed_ends_with_its_answer() ->
 async def test_a_header_with_a_line_break_is_never_sent(value: str) -> None:
     async with workers(answers(WHOLE)) as there, connections() as pool:
         with pytest.raises(ValueError, match="line break"):
-            await pool.post(there.url, "/", b"{}", {"traceparent": value})
+            await pool.post(there.url, "/", b"{}", (("traceparent", value),))
 
 
 class Slow(Peer):
@@ -471,7 +472,7 @@ class Slow(Peer):
 async def upload(
     pool: WorkerConnections, url: str, pieces: AsyncIterator[bytes], size: int | None = None
 ) -> WorkerResponse:
-    return await pool.upload(url, "/v1/x", pieces, size, {"Authorization": "Bearer k"})
+    return await pool.upload(url, "/v1/x", pieces, size, (("Authorization", "Bearer k"),))
 
 
 async def some(*pieces: bytes) -> AsyncIterator[bytes]:

@@ -10,12 +10,12 @@ request that arrives in one piece, as most do, costs a few comparisons and no ti
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from cortex.platform.serving.client_connection import EXTENSION, ClientConnection
 from cortex.platform.serving.connections import Connections, peer_of
 from cortex.platform.serving.http_methods import AnyLength
-from cortex.platform.serving.known_heads import MISSES, Head, has_lines, split
+from cortex.platform.serving.known_heads import MISSES, Head, has_lines, match, split
 
 HEAD_BYTES = 64 * 1024
 HEADERS = 128
@@ -67,6 +67,8 @@ class LimitedProtocol(HttpToolsProtocol):
         """The head of the last request, if the next one may have the same."""
         self._new_head: Head | None = None
         """The head of the request that the parser reads."""
+        self._scope: dict[str, Any] = {}
+        """Of the request with `_head`, before an application has seen it."""
         self._length_at = self._misses = 0
         """Which header of `_head` is the length, and how many requests in a row had a new head."""
         self.answering: ClientConnection | None = None
@@ -151,25 +153,42 @@ class LimitedProtocol(HttpToolsProtocol):
         last = self.cycle
         if last is None or not last.response_complete or self._misses >= MISSES:
             return False
-        request = split(data)
+        request = None if self._head is None else match(data, self._head)
         if request is None:
-            return False
-        if request.head != self._head:
-            self._new_head = request.head
-            self._misses += 1
+            whole = split(data)
+            if whole is not None:
+                self._new_head = whole.head
+                self._misses += 1
             return False
         self._misses = 0
-        url, headers = self.url, self.headers
-        self._unset_keepalive_if_required()
-        self.on_message_begin()
-        self.on_url(url)
-        self.headers += headers
-        self.headers[self._length_at] = (b"content-length", request.length)
-        self.on_headers_complete()
-        if request.body:
-            self.on_body(request.body)
-        self.on_message_complete()
+        self._begin_again(*request)
         return True
+
+    def _begin_again(self, length: bytes, body: bytes) -> None:
+        """Start serving a request that has the last one's head: what uvicorn does at the parser's callbacks."""
+        self._idle_since = None
+        headers = self.headers.copy()
+        headers[self._length_at] = (b"content-length", length)
+        scope: Any = {**self._scope, "headers": headers, "state": self.app_state.copy()}
+        cycle = RequestResponseCycle(
+            scope,
+            self.transport,
+            self.flow,
+            self.logger,
+            self.access_logger,
+            self.access_log,
+            self.server_state.default_headers,
+            asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=True,
+            on_response=self.on_response_complete,
+        )
+        cycle.body += body
+        cycle.more_body = False
+        cycle.message_event.set()
+        scope["extensions"] = {EXTENSION: ClientConnection(self, cycle)}
+        self.headers, self.scope, self.cycle = headers, scope, cycle
+        self._start_asgi_task(cycle, self.app)
 
     def _learn_head(self) -> None:
         """Remember the head of the request that was read, unless it asks for more than an answer."""
@@ -178,6 +197,7 @@ class LimitedProtocol(HttpToolsProtocol):
         is_plain = self.scope["http_version"] == "1.1" and _SPECIAL.isdisjoint(names)
         if is_plain and self.cycle.keep_alive and head is not None and has_lines(head, len(names)):
             self._head, self._length_at = head, names.index(b"content-length")
+            self._scope = {name: value for name, value in self.scope.items() if name != "extensions"}
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= PIPELINED:

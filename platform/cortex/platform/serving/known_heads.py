@@ -12,7 +12,8 @@ Head = tuple[bytes, bytes]
 """A head before and after the digits of its length."""
 
 _END = b"\r\n\r\n"
-_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: (\d{1,9})\r\n")
+_DIGITS = 9
+_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: (\d{1,%d})\r\n" % _DIGITS)
 MOST = 64
 """Heads to remember."""
 MISSES, PAUSE = 16, 1000
@@ -38,6 +39,19 @@ def split(data: bytes) -> Split | None:
         return None
     start, stop = length.span(1)
     return Split((data[:start], data[stop:body_at]), length[1], data[body_at:])
+
+
+def match(data: bytes, head: Head) -> tuple[bytes, bytes] | None:
+    """Return the digits of the length and the body of a piece that is one whole message with this head; None: it is
+    not. Agrees with `split`, and costs less than half of it."""
+    before, after = head
+    start = len(before)
+    stop = data.find(b"\r\n", start, start + _DIGITS + 2)
+    length = data[start:stop]
+    if stop < 0 or not length.isdigit() or not (data.startswith(before) and data.startswith(after, stop)):
+        return None
+    body_at = stop + len(after)
+    return (length, data[body_at:]) if body_at + int(length) == len(data) else None
 
 
 def has_lines(head: Head, headers: int) -> bool:

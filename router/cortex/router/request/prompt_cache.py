@@ -7,6 +7,7 @@ Other routers see a new one within a second or two. For functions with `keep_con
 (`context_restores.py`). Other servers get no salt; their cached token counts are hidden.
 """
 
+import functools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -144,7 +145,12 @@ def slots_to_seat(function: Function, server: Server, answers: int) -> int | Non
 
 def salted(body: bytes, salt: str) -> bytes:
     """Return a body for a server that salts its cache."""
-    return with_fields(body, b'"cache_salt":%b' % msgspec.json.encode(salt))
+    return with_fields(body, _salt_field(salt))
+
+
+@functools.lru_cache(1024)
+def _salt_field(salt: str) -> bytes:
+    return b'"cache_salt":%b' % msgspec.json.encode(salt)
 
 
 def seated(body: bytes, seat: Seat) -> bytes:

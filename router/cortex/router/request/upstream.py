@@ -3,6 +3,7 @@
 Requests go over `worker_connections.py`; the proofs, which are rare, over aiohttp. Only this module maps their errors.
 """
 
+import functools
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
@@ -10,7 +11,7 @@ from cortex.platform import worker_http
 from cortex.platform.record import Instance
 from cortex.platform.worker_http import ANSWER_BYTES, STREAM_BYTES, Unreadable
 from cortex.router.dialects.core.errors import BadAnswer
-from cortex.router.request.worker_connections import WorkerConnections
+from cortex.router.request.worker_connections import Headers, WorkerConnections
 from cortex.router.request.worker_response import BodyTooLong, ConnectionWasReset, NotConnected, Sink, WorkerResponse
 
 IDLE_S = 4.0
@@ -166,16 +167,20 @@ class Upstream:
                 if prove and not await worker_http.serves(self._http, instance, key):
                     continue
                 is_sent = True
-                headers = worker_http.headers(key)
+                headers = _headers(key)
                 if more:
-                    headers.update(more)
+                    headers += tuple(more.items())
                 if isinstance(body, bytes):
-                    headers["Content-Type"] = "application/json"
                     response = await self._connections.post(
-                        instance.url, path, body, headers, keeps_chunked=keeps_chunked, is_read_whole=is_read_whole
+                        instance.url,
+                        path,
+                        body,
+                        (_JSON, *headers),
+                        keeps_chunked=keeps_chunked,
+                        is_read_whole=is_read_whole,
                     )
                 else:
-                    headers["Content-Type"] = body.content_type
+                    headers += (("Content-Type", body.content_type),)
                     pieces = body.pieces()
                     response = await self._connections.upload(instance.url, path, pieces, body.size, headers)
                 if response.status not in worker_http.KEY_REFUSED or await self._refuses(response, instance, key):
@@ -229,6 +234,14 @@ class Upstream:
             if len(self._keys) > 10_000:
                 self._keys.clear()
             self._keys[name] = key
+
+
+_JSON = "Content-Type", "application/json"
+
+
+@functools.lru_cache(1024)
+def _headers(key: str) -> Headers:
+    return tuple(worker_http.headers(key).items())
 
 
 _FAILURES = (Unreadable, OSError, *worker_http.BREAKS)

@@ -8,13 +8,13 @@ cookies and compressed bodies are nothing to it: the caller sees the status and 
 import asyncio
 import functools
 import select
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
 
-from cortex.platform.serving.known_heads import Head, KnownHeads, has_lines
+from cortex.platform.serving.known_heads import Head, KnownHeads, has_lines, match
 from cortex.router.request.worker_response import (
     ConnectionFailed,
     ConnectionWasReset,
@@ -33,6 +33,10 @@ READ_HEADERS = {
 """The headers that an answer keeps."""
 JOIN_BYTES = 64 * 1024
 """A body up to this size goes out in one piece with its head."""
+PAUSE_S = 1.0
+"""A server closes connections that it keeps only after a longer pause."""
+Headers = tuple[tuple[str, str], ...]
+"""The headers of a request, by name, in their order."""
 END_S = 1.0
 """How long to wait for the last bytes of HTTP after the last event of an answer."""
 
@@ -55,6 +59,8 @@ class WorkerConnection(asyncio.Protocol):
         """Whether nothing of the answer has arrived."""
         self._new_head: Head | None = None
         """The head of the answer, if it was not known and the answer arrived in one piece."""
+        self._known_head: tuple[Head, dict[str, str]] | None = None
+        """The last head that was known, with its `READ_HEADERS`."""
         self._poll: select.poll | None = None
         self.is_open = False
         self.idle_since = 0.0
@@ -114,12 +120,10 @@ class WorkerConnection(asyncio.Protocol):
         self._is_sending = False
 
     def is_usable(self) -> bool:
-        """Whether an unused connection can carry a request.
+        """Whether a connection that was unused for a while can carry a request.
 
         One with anything to read cannot: the worker closed it, and the loop has not come to that yet.
         """
-        if not self.is_open:
-            return False
         if self._poll is None:
             self._poll = select.poll()
             self._poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
@@ -185,18 +189,26 @@ class WorkerConnection(asyncio.Protocol):
 
     def _take_known(self, response: WorkerResponse, data: bytes) -> bool:
         """Take a whole answer whose head is known. False: the parser has to read it."""
-        heads = self._pool.heads
-        message = None if self._is_sending else heads.split(data)
-        if message is None:
+        if self._is_sending:
             return False
-        known = heads.find(message.head)
-        if known is None:
-            self._new_head = message.head
-            return False
-        response.headers = {**known, "content-length": message.length.decode()}
+        known = self._known_head
+        message = None if known is None else match(data, known[0])
+        if known is None or message is None:
+            heads = self._pool.heads
+            whole = heads.split(data)
+            if whole is None:
+                return False
+            headers = heads.find(whole.head)
+            if headers is None:
+                self._new_head = whole.head
+                return False
+            known = self._known_head = whole.head, headers
+            message = whole.length, whole.body
+        length, body = message
+        response.headers = {**known[1], "content-length": length.decode()}
         response.begin(200)
-        if message.body:
-            response.add(message.body)
+        if body:
+            response.add(body)
         self._response = None
         response.complete()
         self._pool.release(self)
@@ -304,7 +316,7 @@ class WorkerConnections:
         origin: str,
         path: str,
         body: bytes,
-        headers: Mapping[str, str],
+        headers: Headers,
         *,
         keeps_chunked: bool = False,
         is_read_whole: bool = False,
@@ -316,7 +328,7 @@ class WorkerConnections:
         Raises NotConnected, ConnectionWasReset or ConnectionFailed. Cancellation closes the connection.
         """
         connection = self._take(origin) or await self._connect(origin)
-        head = _head(origin, path, tuple(headers.items()))
+        head = _head(origin, path, headers)
         response = connection.send(
             b"%bContent-Length: %d\r\n\r\n" % (head, len(body)),
             body,
@@ -331,13 +343,13 @@ class WorkerConnections:
         return response
 
     async def upload(
-        self, origin: str, path: str, pieces: AsyncIterator[bytes], size: int | None, headers: Mapping[str, str]
+        self, origin: str, path: str, pieces: AsyncIterator[bytes], size: int | None, headers: Headers
     ) -> WorkerResponse:
         """Do the same with a body in pieces, of `size` bytes if that is known; over a new connection, because the body
         may not be readable twice. Also raises what the pieces raise."""
         connection = await self._connect(origin)
         framing = b"Transfer-Encoding: chunked\r\n\r\n" if size is None else b"Content-Length: %d\r\n\r\n" % size
-        head = _head(origin, path, tuple(headers.items())) + framing
+        head = _head(origin, path, headers) + framing
         try:
             return await connection.send_pieces(head, pieces, chunked=size is None)
         except BaseException:
@@ -379,10 +391,11 @@ class WorkerConnections:
     def _take(self, origin: str) -> WorkerConnection | None:
         """Return the connection that was used last, if one is fresh."""
         connections = self._idle.get(origin)
-        stale = self._loop.time() - self._idle_s
+        now = self._loop.time()
         while connections:
             connection = connections.pop()
-            if connection.idle_since > stale and connection.is_usable():
+            idle_s = now - connection.idle_since
+            if connection.is_open and (idle_s < PAUSE_S or (idle_s < self._idle_s and connection.is_usable())):
                 return connection
             connection.abort()
         return None
@@ -427,7 +440,7 @@ class WorkerConnections:
 
 
 @functools.lru_cache(1024)
-def _head(origin: str, path: str, headers: tuple[tuple[str, str], ...]) -> bytes:
+def _head(origin: str, path: str, headers: Headers) -> bytes:
     """Return the head of a request but for its length: an instance's requests share it."""
     lines = [f"POST {path} HTTP/1.1\r\nHost: {origin[7:]}\r\n"]
     lines += [f"{name}: {value}\r\n" for name, value in headers]

@@ -61,7 +61,7 @@ def check(messages: list[Message], traits: Traits) -> list[str]:
                 continue
             _check_part(part, kind, message.role, f"messages[{index}].content[{position}]", traits)
             dropped |= {f"messages.content.{key}" for key in part.keys() - _PART_KEYS.get(str(kind), part.keys())}
-    return sorted(dropped)
+    return sorted(dropped) if dropped else []
 
 
 def _check_part(part: dict[str, Any], kind: Any, role: str, at: str, traits: Traits) -> None:

@@ -7,6 +7,7 @@ skips the rest.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -260,14 +261,20 @@ def truncated() -> BadAnswer:
     return BadAnswer("the worker's answer ended before it was complete")
 
 
+@lru_cache(256)
+def _model_fields(worker_name: str, model: str) -> tuple[tuple[bytes, bytes], ...]:
+    """Return what to replace by what. Quotes inside a string are escaped, so these bytes are the field."""
+    old, new = _encode(worker_name), _encode(model)
+    return tuple((field + old, field + new) for field in (b'"model":', b'"model": '))
+
+
 def replace_model(data: bytes, worker_name: str | None, model: str) -> bytes:
     """Replace the model's name in JSON by the client's. Raises `BadAnswer`."""
     if worker_name is None or worker_name == model:
         return data
-    # Quotes inside a string are escaped, so these bytes are the field.
-    for field in (b'"model":', b'"model": '):
-        if field + (name := _encode(worker_name)) in data:
-            return data.replace(field + name, field + _encode(model), 1)
+    for old, new in _model_fields(worker_name, model):
+        if old in data:
+            return data.replace(old, new, 1)
     with map_json_errors():
         fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
         return _encode(fields | {"model": msgspec.Raw(_encode(model))})

@@ -52,10 +52,22 @@ def parser(read: Callable[P, T]) -> Callable[P, T]:
     return bounded
 
 
+_decoders: dict[type, "msgspec.json.Decoder[Any]"] = {}
+
+
+def _decode(body: bytes, shape: type[T]) -> T:
+    """Decode JSON. A decoder that exists costs less than one that msgspec makes for each call."""
+    decoder = _decoders.get(shape)
+    if decoder is None:
+        decoder = _decoders[shape] = msgspec.json.Decoder(shape)
+    decoded: T = decoder.decode(body)
+    return decoded
+
+
 def peek(body: bytes, shape: type[T]) -> T:
     """Decode the fields of a request body that a struct has, before the rest is read. Raises BadRequest."""
     try:
-        return msgspec.json.decode(body, type=shape)
+        return _decode(body, shape)
     except _ERRORS as error:
         raise _rejection(error, body) from None
 
@@ -66,7 +78,7 @@ def read(body: bytes, shape: type[T]) -> T:
         if not body.isascii():
             _check_utf8(body)  # msgspec skips unknown fields without validating them
         if len(body) < _PIECE:
-            return msgspec.json.decode(body, type=shape)
+            return _decode(body, shape)
         return msgspec.convert(decode_parts(body), shape)
     except _ERRORS as error:
         raise _rejection(error, body) from None
@@ -127,8 +139,8 @@ def encode_parts(values: Sequence[Any]) -> bytes:
 def contains(raw: bytes | msgspec.Raw, mark: bytes) -> bool:
     """Whether JSON contains `mark`, searched piece by piece."""
     view = memoryview(raw)
-    if len(view) <= _PIECE:
-        return mark in bytes(view)
+    if view.nbytes <= _PIECE:
+        return mark in view.tobytes()
     step = _PIECE - len(mark)
     return any(mark in bytes(view[at : at + _PIECE]) for at in range(0, len(view), step))
 
@@ -169,10 +181,9 @@ def text_of(value: object) -> str:
 def write(fields: dict[str, msgspec.Raw], model: str) -> bytes:
     """Encode a request from its fields, with the worker's name of the model. A duplicate field is sent once, with the
     value that was parsed."""
-    request: dict[str, Any] = {**fields, "model": model}
+    if max([len(memoryview(value)) for value in fields.values()]) < _PIECE:
+        return _encode({**fields, "model": model})
     views = {name: memoryview(value) for name, value in fields.items()}
-    if max(map(len, views.values())) < _PIECE:
-        return _encode(request)
     views["model"] = memoryview(_encode(model))
     pieces: list[bytes] = []
     for name, view in views.items():
