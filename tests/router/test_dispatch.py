@@ -8,6 +8,7 @@ import pytest
 
 from cortex.platform.api_keys import LOCAL
 from cortex.platform.serving.client_connection import EXTENSION
+from cortex.router import dispatch
 from cortex.router.access.audit import AuditLog
 from cortex.router.access.cross_origin import CrossOrigin
 from cortex.router.dispatch import Dispatcher
@@ -45,9 +46,9 @@ class Served:
 
     def __init__(
         self,
-        error: Exception | None = None,
+        error: BaseException | None = None,
         *,
-        late: Exception | None = None,
+        late: BaseException | None = None,
         guard: Any = None,
         origins: tuple[str, ...] = (),
         root_path: str = "",
@@ -231,3 +232,24 @@ async def test_without_listed_origins_a_preflight_is_a_request_like_any_other() 
     head, _ = await Served().call("/v1/messages", "OPTIONS", PREFLIGHT)
 
     assert head["headers"] == [(b"allow", b"OPTIONS, POST")]
+
+
+async def test_a_request_that_the_stop_of_the_router_cancels_gets_an_error_to_retry(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatch, "stopping", lambda: True)
+    cancelled, late = Served(asyncio.CancelledError()), Served(late=asyncio.CancelledError())
+
+    head, body = await cancelled.call("/v1/messages")
+    with pytest.raises(asyncio.CancelledError):
+        await late.call("/v1/messages")
+
+    assert head["status"] == 529
+    assert (b"retry-after", b"1") in head["headers"]
+    assert b'"type":"error"' in body["body"]
+    assert b"this router stops" in body["body"]
+
+
+async def test_another_cancellation_of_a_request_is_none_of_the_dispatchers() -> None:
+    with pytest.raises(asyncio.CancelledError):
+        await Served(asyncio.CancelledError()).call("/v1/messages")

@@ -4,6 +4,7 @@ A framework's routing, guards and conversions cost more than a warm request itse
 both: `access/auth.py` and `rejections.py`.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
@@ -16,10 +17,11 @@ from cortex.router.access.audit import AuditLog
 from cortex.router.access.auth import AuthGuard
 from cortex.router.access.cross_origin import CrossOrigin
 from cortex.router.dialects import engine
-from cortex.router.errors import RequestError
+from cortex.router.errors import RequestError, RouterStops
 from cortex.router.http_answer import Answering, Headers
 from cortex.router.rejections import CLIENT_API, Rejections, fault_of, internal_error, send_whole, wrong_method
 from cortex.router.request.incoming import ClientLeft, Incoming
+from cortex.router.shutdown import stopping
 
 Handler = Callable[[Incoming], Awaitable[Answering]]
 """Reads a request, and returns what answers it. Raises RequestError or ClientLeft."""
@@ -95,6 +97,11 @@ class Dispatcher:
             return
         except ClientLeft:
             return
+        except asyncio.CancelledError:
+            if client.has_started or not stopping():
+                raise
+            stopped = RouterStops()  # the server would answer 500 without an envelope
+            fault, headers = stopped.fault(), stopped.headers
         except RequestError as error:
             fault, headers = fault_of(error, request.caller if request else None), error.headers
         except Exception as error:

@@ -42,6 +42,7 @@ RequestError
 ├── TooManyListeners    retry, or use another worker, to follow the events
 ├── BatchWaits          retry: this line of a batch gives way to interactive requests
 ├── RecordIsAway        retry: Redis does not answer, so no function can start
+├── RouterStops         retry: this router stops; its successor, or another one, serves
 ├── UpstreamBroke       retry: the worker failed before its first byte, on every attempt
 ├── UpstreamSilent      the worker exceeded the function's request timeout
 └── Cancelled           an operator cancelled the request
@@ -376,6 +377,15 @@ class RecordIsAway(RequestError):
     """Redis does not answer and no instance is warm."""
 
     kind, code = Kind.NO_CAPACITY, "record_away"
+
+
+class RouterStops(RequestError):
+    """The router stops, and the request was not answered within `[gateway] drain_s`."""
+
+    kind, code = Kind.NO_CAPACITY, "router_stops"
+
+    def __init__(self) -> None:
+        super().__init__("this router stops before the request is answered: send it again", retry_after=1)
 
 
 class UpstreamBroke(RequestError):
