@@ -30,8 +30,11 @@ import subprocess
 from tests.support import program
 
 program.end_on_sigterm()
-started = subprocess.Popen(["sh", "-c", "sleep 600 >/dev/null 2>&1 & echo $$ $!; wait"], start_new_session=True)
+command = ["sh", "-c", "sleep 600 >/dev/null 2>&1 & echo $$ $!; wait"]
+started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+pids = started.stdout.readline()
 try:
+    print(pids, end="", flush=True)
     started.wait()
 finally:
     started.kill()
