@@ -96,6 +96,7 @@ class Stack:
         self.models.write_text(models)
         self.port = free_port()
         self.taken_port = 0
+        self._former_lines = 0
         self.env = {
             **environment(),
             "XDG_STATE_HOME": str(folder / "state"),
@@ -197,6 +198,7 @@ class Stack:
     def serve(self, models: str) -> None:
         """Replace the catalogue; wait until the router has it and no instance of the former one is left."""
         former = self._instances()
+        self._former_lines = len(self.log("agent").splitlines())
         self.models.write_text(models)
         names = {model["id"] for model in tomllib.loads(models)["models"]}
         eventually(lambda: self._declared() == names, what="the router to have the catalogue")
@@ -234,10 +236,9 @@ class Stack:
         eventually(lambda: self.state(name) == state, within_s=within_s, what=f"{name} to be {state}")
 
     def spawned(self, name: str) -> int:
-        """Return how many workers of a function were ever started."""
-        return sum(
-            '"worker_spawned"' in line and f'"function": "{name}"' in line for line in self.log("agent").splitlines()
-        )
+        """Return how many workers of a function were started with this catalogue."""
+        lines = self.log("agent").splitlines()[self._former_lines :]
+        return sum('"worker_spawned"' in line and f'"function": "{name}"' in line for line in lines)
 
     def chat(self, model: str, text: str = "Hello!", **more: Any) -> httpx.Response:
         """Ask for a chat completion."""
