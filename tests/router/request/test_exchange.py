@@ -33,7 +33,7 @@ from cortex.router.dialects.chat import stream as chat_stream
 from cortex.router.dialects.core.errors import BadRequest
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue, Target
-from cortex.router.request import admission, client_answer
+from cortex.router.request import admission, client_answer, exchange
 from cortex.router.request.adapters import AdapterLoads
 from cortex.router.request.admission import Admission
 from cortex.router.request.call import Call
@@ -327,6 +327,28 @@ async def test_no_keep_alive_begins_a_stream_while_an_error_is_about_to_be_sent(
         await ended(task)
 
     assert (sent.status, sent.has_ended) == (502, True)
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_that_the_stop_of_the_router_cancels_ends_with_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool, leaves: bool
+) -> None:
+    monkeypatch.setattr(client_answer, "FIRST_KEEP_ALIVE_S", 0.0)
+    monkeypatch.setattr(exchange, "stopping", lambda: True)
+    stage = Stage(tmp_path, fake("f"))
+    async with stage.asking("f", stream=stream) as (task, sent):
+        await stage.until(lambda: bool(sent.body) if stream else bool(stage.proposals))
+        before = sent.body
+        sent.is_lost = leaves
+        task.cancel()
+        await asyncio.wait((task,))
+        (record,) = stage.exchanges.request_records.find("r")
+
+    assert task.cancelled() is leaves
+    assert (b"this router stops" in sent.body.removeprefix(before)) is not leaves
+    assert sent.has_ended is not leaves
+    assert record.fault == ("" if leaves else "no_capacity")
 
 
 async def test_what_waits_for_a_slot_of_an_instance_that_is_closed_waits_as_for_a_start(tmp_path: Path) -> None:

@@ -27,7 +27,15 @@ from cortex.router.dialects.core.errors import BadAnswer, Fault, Kind, WorkerRef
 from cortex.router.dialects.core.stop_strings import cut_at
 from cortex.router.dialects.core.stream import Stream
 from cortex.router.dialects.core.worker_errors import BREAKDOWNS, engine_died, fault_from_error, fault_from_worker
-from cortex.router.errors import SEE_WHY, Cancelled, NotReadyInTime, RequestError, UpstreamBroke, UpstreamSilent
+from cortex.router.errors import (
+    SEE_WHY,
+    Cancelled,
+    NotReadyInTime,
+    RequestError,
+    RouterStops,
+    UpstreamBroke,
+    UpstreamSilent,
+)
 from cortex.router.fleet_view import FleetView
 from cortex.router.http_answer import Client
 from cortex.router.live_catalogue import LiveCatalogue, Target
@@ -48,6 +56,7 @@ from cortex.router.request.substitutes import Conversation, Substitutes
 from cortex.router.request.suspects import Fingerprint, digest
 from cortex.router.request.upstream import Answer, Broken, EngineFailed, Upstream
 from cortex.router.request_record import RequestRecord, RequestRecords
+from cortex.router.shutdown import stopping
 from cortex.router.tracing import Tracing
 
 Parse = Callable[[Target], Awaitable[Call]]
@@ -154,9 +163,12 @@ class Exchange:
         except RequestError as error:
             await self._client_answer.reject(error, self._call.limit_field)
         except asyncio.CancelledError:
-            if self._cancelled is None:
+            reason = self._cancelled
+            if reason is None and stopping() and not self._client_answer.client.is_lost:
+                reason = RouterStops()
+            if reason is None:
                 raise
-            await self._client_answer.reject(self._cancelled, self._call.limit_field)
+            await self._client_answer.reject(reason, self._call.limit_field)
 
     def _cancel(self, work: asyncio.Task[None]) -> None:
         """End the request from outside: its client gets an error, and the worker stops."""
