@@ -106,6 +106,9 @@ class WorkerResponse:
 
     async def whole(self, most: int) -> bytes:
         """Return the body. Raises BodyTooLong for more than `most` bytes, and ConnectionFailed."""
+        if self._complete and len(self._pieces) == 1 and self._size <= most:  # it came at once, as most do
+            self._size = 0
+            return self._pieces.pop()
         body: list[bytes] = []
         declared = self.content_length
         left = most - (declared or 0)
