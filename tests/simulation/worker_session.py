@@ -14,6 +14,7 @@ import msgspec
 
 from cortex.platform.workers import canary
 from cortex.platform.workers.checkpoint_driver import CudaState
+from cortex.router.request.worker_connections import Headers
 from cortex.router.request.worker_response import ConnectionFailed, NotConnected, Sink
 from tests.simulation.machine import Machine
 from tests.simulation.network import Cut, Network
@@ -178,10 +179,10 @@ class Connections:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    async def post(self, origin: str, path: str, body: bytes, headers: dict[str, str], **_: object) -> "Response":
+    async def post(self, origin: str, path: str, body: bytes, headers: Headers, **_: object) -> "Response":
         """Send a request. Raises ConnectionFailed."""
         try:
-            return await self._session.post(origin + path, headers=headers, data=body)
+            return await self._session.post(origin + path, headers=dict(headers), data=body)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise NotConnected(str(error)) from error
         except aiohttp.ClientError as error:
