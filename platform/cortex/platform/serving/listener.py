@@ -50,7 +50,7 @@ class Listener(uvicorn.Config):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, but idle: its main loop wakes once a second, or to exit, where uvicorn's wakes ten times."""
+    """uvicorn's server with a main loop that wakes once a second, or to exit. uvicorn's wakes ten times a second."""
 
     _wake: Callable[[], object] | None = None
 
