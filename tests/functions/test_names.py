@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import tests.support  # noqa: F401
 from cortex.functions.names import LONGEST, MOST_COMPARED, did_you_mean, fault_in, listed, nearest, slug
 
+EMPTY_SEGMENT = "begins or ends with '/', or has '//' in it; a path of weights belongs into `source`"
 CANDIDATES = ("Qwen/Qwen3-8B", "Qwen/Qwen3-32B", "meta-llama/Llama-3.1-8B", "cortex/demo")
 
 
@@ -32,6 +33,11 @@ def test_a_valid_name_has_no_fault(name: str) -> None:
         ("a\u00a0", "begins or ends with a space"),
         ("..", "has '..' as a path segment"),
         ("org/../etc", "has '..' as a path segment"),
+        ("./demo", "has '.' as a path segment"),
+        ("/demo", EMPTY_SEGMENT),
+        ("demo/", EMPTY_SEGMENT),
+        ("org//demo", EMPTY_SEGMENT),
+        ("/", EMPTY_SEGMENT),
     ],
 )
 def test_an_unsafe_name_has_a_fault(name: str, fault: str) -> None:

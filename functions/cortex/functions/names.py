@@ -17,7 +17,8 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def fault_in(name: str) -> str | None:
-    """Return what is wrong with an id or alias, or None. Ids reach headers, logs and metrics."""
+    """Return what is wrong with an id or alias, or None. Ids reach headers, logs, metrics and the paths of URLs, which
+    clients and servers shorten where a segment is empty or consists of dots."""
     if not name:
         return "is empty"
     if len(name) > LONGEST:
@@ -26,8 +27,11 @@ def fault_in(name: str) -> str | None:
         return "has a control character in it"
     if name != name.strip():
         return "begins or ends with a space"
-    if ".." in name.split("/"):
-        return "has '..' as a path segment"
+    segments = name.split("/")
+    if dots := next((s for s in segments if s in (".", "..")), None):
+        return f"has '{dots}' as a path segment"
+    if "" in segments:
+        return "begins or ends with '/', or has '//' in it; a path of weights belongs into `source`"
     return None
 
 
