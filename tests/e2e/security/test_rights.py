@@ -3,7 +3,6 @@
 The routes are read off the applications: one that has no row here fails.
 """
 
-import inspect
 import re
 from pathlib import Path
 
@@ -230,18 +229,6 @@ async def test_every_route_of_the_router_has_a_row_and_a_right(settings: Setting
 
     assert {r: n for r, n in result.items() if ROUTER.get(r) != n} == {}, "add a row to the table above, or the mark"
     assert {r for r in ROUTER if r not in result} == set()
-
-
-async def test_no_route_of_the_router_has_the_framework_read_its_body(settings: Settings) -> None:
-    """It answers 500 for text that is not UTF-8, and for JSON that is nested deeply; `wire.read` names the fault."""
-    reading = [
-        route.path_format
-        for route in create_app(settings).rest.routes
-        for handler in getattr(route, "route_handlers", [])
-        if "data" in inspect.signature(handler.fn).parameters
-    ]
-
-    assert reading == []
 
 
 @pytest.mark.parametrize("caller", sorted(MAY[OPEN]))

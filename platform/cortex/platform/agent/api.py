@@ -22,6 +22,7 @@ from cortex.platform.agent.legacy.proxy import Proxy
 from cortex.platform.agent.loop import Agent
 from cortex.platform.agent.pace import Pace
 from cortex.platform.agent.routes import contexts, logs, offers, weights
+from cortex.platform.agent.routes.body import read
 from cortex.platform.agent_messages import (
     Accepted,
     AdapterState,
@@ -43,6 +44,7 @@ from cortex.platform.registry import Registry
 from cortex.platform.settings import Settings
 
 log = structlog.get_logger()
+Http = Request[Any, Any, Any]
 
 
 def create_app(settings: Settings) -> Litestar:
@@ -74,23 +76,24 @@ def create_app(settings: Settings) -> Litestar:
             raise NotAuthorizedException("the token of this host, or of the fleet, is needed as a bearer token")
 
     @post("/functions/ensure", status_code=200)
-    async def ensure(data: Ensure) -> Accepted | Rejected:
-        return await agent.ensure(data)
+    async def ensure(request: Http) -> Accepted | Rejected:
+        return await agent.ensure(await read(request, Ensure))
 
     @post("/functions/adapter", status_code=200)
-    async def ensure_adapter(data: EnsureAdapter) -> AdapterState:
-        return await agent.ensure_adapter(data)
+    async def ensure_adapter(request: Http) -> AdapterState:
+        return await agent.ensure_adapter(await read(request, EnsureAdapter))
 
     @post("/functions/plan", status_code=200)
-    async def plan(data: PlanRequest) -> PlacementPlan | Rejected:
-        return await agent.plan(data.function)
+    async def plan(request: Http) -> PlacementPlan | Rejected:
+        return await agent.plan((await read(request, PlanRequest)).function)
 
     @post("/drain", status_code=200)
     async def drain() -> dict[str, list[str]]:
         return {"instances": await agent.drain()}
 
     @post("/functions/cool", status_code=200)
-    async def cool(data: Cool) -> dict[str, list[str]]:
+    async def cool(request: Http) -> dict[str, list[str]]:
+        data = await read(request, Cool)
         return {"instances": await agent.cool(data.function, at_once=data.at_once, park=data.park)}
 
     @post("/functions/forget", status_code=200)
@@ -99,7 +102,8 @@ def create_app(settings: Settings) -> Litestar:
         return {"function": function}
 
     @put("/catalogue")
-    async def apply_catalogue(data: CatalogueUpdate) -> dict[str, str]:
+    async def apply_catalogue(request: Http) -> dict[str, str]:
+        data = await read(request, CatalogueUpdate)
         await agent.apply_catalogue(data.catalogue, data.digest)
         return {"digest": data.digest}
 
@@ -147,7 +151,7 @@ def create_app(settings: Settings) -> Litestar:
             legacy_api.routes(agent, proxy, settings, has_token),
         ],
         guards=[fleet_only],
-        exception_handlers={NoAnswer: _unavailable, Exception: _error_response},
+        exception_handlers={NoAnswer: _unavailable, Exception: error_response},
         lifespan=[_own_name_lookups, lambda _: agent, lambda _: proxy],
         on_shutdown=[close],
         openapi_config=None,
@@ -167,7 +171,7 @@ def _unavailable(request: Request[Any, Any, Any], error: NoAnswer) -> Response[A
     return Response({"status_code": 503, "detail": str(error)}, status_code=503)
 
 
-def _error_response(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+def error_response(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     """Return the framework's response for its own errors, and a plain 500 for any other."""
     if isinstance(error, HTTPException):
         return create_exception_response(request, error)

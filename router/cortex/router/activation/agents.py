@@ -249,7 +249,7 @@ class Agents:
             answer = await self._http.request(
                 method, host.address + path, content=content, timeout=within_s, auth=self._auth(host)
             )
-            if answer.status_code in (400, 404, 503):
+            if answer.status_code in (400, 404, 422, 503):
                 raise AgentRefused(str(answer.json().get("detail", answer.text)), answer.status_code)
             answer.raise_for_status()
             return msgspec.json.decode(answer.content, type=kind)

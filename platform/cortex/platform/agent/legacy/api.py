@@ -12,10 +12,9 @@ and readings exist from the first call. An error is `{"error": "<text>"}`. Rules
 import platform
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
-import msgspec
 from litestar import Request, Response, Router, get, post
 from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp
@@ -28,10 +27,10 @@ from cortex.platform.agent.legacy.host_view import activation, describe_host, li
 from cortex.platform.agent.legacy.loading import Load, RequestError, load, unload
 from cortex.platform.agent.legacy.proxy import Proxy
 from cortex.platform.agent.loop import Agent
+from cortex.platform.agent.routes.body import decode, read
 from cortex.platform.record import HostRecord
 from cortex.platform.settings import Settings
 
-T = TypeVar("T")
 Http = Request[Any, Any, Any]
 
 STOPPED_WITHIN_S = 10.0
@@ -107,14 +106,14 @@ def routes(agent: Agent, proxy: Proxy, settings: Settings, has_token: Callable[[
         """Load a model; answer when it is ready."""
         # A start that takes too long has failed by then, with a reason that says more than a timeout.
         within_s = settings.agent.start_ceiling_s + STOPPED_WITHIN_S
-        await load(agent, _read(await request.body(), Load), within_s)
+        await load(agent, await read(request, Load), within_s)
         return {"status": "loaded"}
 
     @post("/models/unload", status_code=200)
     async def unload_model(request: Http) -> dict[str, str]:
         """Unload a model; answer when its worker has exited."""
         graces = settings.agent.drain_grace_s + settings.agent.stop_grace_s
-        await unload(agent, _read(await request.body(), Unload).model_id, graces + STOPPED_WITHIN_S)
+        await unload(agent, (await read(request, Unload)).model_id, graces + STOPPED_WITHIN_S)
         return {"status": "unloaded"}
 
     @get("/models/{rest:path}")
@@ -133,7 +132,7 @@ def routes(agent: Agent, proxy: Proxy, settings: Settings, has_token: Callable[[
     async def inference(request: Http) -> ASGIApp:
         """Forward a request to the worker of a loaded model, and stream its answer back."""
         body = await request.body()
-        return proxy.exchange(_read(body, InferenceRequest).model, request.scope["path"], body)
+        return proxy.exchange(decode(body, InferenceRequest).model, request.scope["path"], body)
 
     return Router(
         "/",
@@ -145,17 +144,7 @@ def routes(agent: Agent, proxy: Proxy, settings: Settings, has_token: Callable[[
     )  # fmt: skip
 
 
-# Bodies and errors.
-
-
-def _read(body: bytes, kind: type[T]) -> T:
-    """Decode a body. Raises RequestError, which names the field."""
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        raise RequestError(422, f"the body is invalid: {error}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestError(400, f"the body is not valid JSON: {error}") from None
+# Errors.
 
 
 def _error_response(_: Http, error: RequestError) -> Response[dict[str, str]]:

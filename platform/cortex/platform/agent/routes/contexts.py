@@ -4,13 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator, Generator
 from typing import Any
 
-from litestar import get, post
+from litestar import Request, get, post
 from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.response import Stream
 
 from cortex.platform.agent.loop import Agent
 from cortex.platform.agent.pace import Pace
+from cortex.platform.agent.routes.body import read
 from cortex.platform.agent_messages import (
     ContextAnswer,
     ContextFailure,
@@ -22,6 +23,7 @@ from cortex.platform.agent_messages import (
 )
 from cortex.platform.record import SavedContext
 
+Http = Request[Any, Any, Any]
 CONTEXT = "context"
 """What a route needs that a router opens to another agent for one saved conversation."""
 
@@ -31,26 +33,29 @@ def routes(agent: Agent, pace: Pace) -> list[HTTPRouteHandler]:
     contexts = agent.supervisor.contexts
 
     @post("/contexts/seat", status_code=200)
-    async def seat(data: TakeSeat) -> Seat:
+    async def seat(request: Http) -> Seat:
         """Assign a slot to a request; the answer says to ask again while none is free."""
-        return await contexts.seating.take(data)
+        return await contexts.seating.take(await read(request, TakeSeat))
 
     @post("/contexts/leave", status_code=200)
-    async def leave(data: LeaveSeat) -> dict[str, str]:
+    async def leave(request: Http) -> dict[str, str]:
+        data = await read(request, LeaveSeat)
         contexts.seating.leave(data)
         return {"instance": data.instance}
 
     @post("/contexts/restore", status_code=200)
-    async def restore(data: RestoreContext) -> ContextAnswer:
-        return await contexts.restore(data)
+    async def restore(request: Http) -> ContextAnswer:
+        return await contexts.restore(await read(request, RestoreContext))
 
     @post("/contexts/failed", status_code=200)
-    async def failed(data: ContextFailure) -> dict[str, str]:
+    async def failed(request: Http) -> dict[str, str]:
+        data = await read(request, ContextFailure)
         await contexts.switch_off(data.context, data.why)
         return {"function": data.context.function}
 
     @post("/contexts/remove", status_code=200)
-    async def remove(data: RemoveContexts) -> list[SavedContext]:
+    async def remove(request: Http) -> list[SavedContext]:
+        data = await read(request, RemoveContexts)
         return await contexts.remove(data.ids, all=data.all)
 
     @get("/contexts/{context_id:str}", opt={"needs": CONTEXT})

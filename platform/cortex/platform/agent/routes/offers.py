@@ -18,6 +18,7 @@ from litestar.response import Stream
 
 from cortex.platform.agent.loop import Agent
 from cortex.platform.agent.pace import Pace
+from cortex.platform.agent.routes.body import read
 from cortex.platform.agent_messages import KernelOffer, KernelRequest, Neighbours, Offers
 from cortex.platform.blocking_calls import BlockingCalls
 from cortex.platform.weights import neighbours as neighbour_client
@@ -25,6 +26,7 @@ from cortex.platform.weights import offers as weight_offers
 from cortex.platform.workers import kernel_pack
 from cortex.platform.workers.process import write_private
 
+Http = Request[Any, Any, Any]
 MIB = 1024 * 1024
 CHUNK = MIB
 MOST_TRANSFERS = 8
@@ -38,9 +40,9 @@ def routes(agent: Agent, pace: Pace) -> list[HTTPRouteHandler]:
     own = agent.settings.agent
 
     @post("/kernels", opt={"needs": NEIGHBOUR}, status_code=200)
-    async def kernels(data: KernelRequest) -> KernelOffer:
+    async def kernels(request: Http) -> KernelOffer:
         """Offer the compiled code that fits a neighbour's start, as a pack."""
-        return await agent.supervisor.kernels.offer(data)
+        return await agent.supervisor.kernels.offer(await read(request, KernelRequest))
 
     return [
         kernels,
@@ -53,8 +55,9 @@ def neighbours_route(path: Path, looks: BlockingCalls) -> HTTPRouteHandler:
     """Return the route by which a router tells this host its neighbours."""
 
     @put("/neighbours")
-    async def neighbours(data: Neighbours) -> dict[str, int]:
+    async def neighbours(request: Http) -> dict[str, int]:
         """Save the neighbours for this host's fetches, in a private file."""
+        data = await read(request, Neighbours)
         content = neighbour_client.encode(data)
         await looks.look(str(path), "neighbours", partial(write_private, path, content), question=content)
         return {"neighbours": len(data.hosts)}
@@ -77,7 +80,7 @@ def offer_routes(cache: Path, mb_s: int, looks: BlockingCalls, pace: Pace | None
         return Offers(weights=await looks.look(str(cache), "offers", partial(weight_offers.sizes, cache)))
 
     @get("/offers/{digest:str}", opt={"needs": NEIGHBOUR})
-    async def offer(request: Request[Any, Any, Any], digest: str) -> Response[Any]:
+    async def offer(request: Http, digest: str) -> Response[Any]:
         """Send an offered file, or its end (`Range: bytes=N-`)."""
         files = await looks.look(str(cache), "offered", offered) if mb_s else {}
         if (path := files.get(digest)) is None:

@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from litestar import get, post
+from litestar import Request, get, post
 from litestar.exceptions import ClientException, NotFoundException, ServiceUnavailableException
 from litestar.handlers import HTTPRouteHandler
 from msgspec import to_builtins
@@ -11,10 +11,13 @@ from redis.exceptions import RedisError
 
 from cortex.functions.estimate import Estimate
 from cortex.platform.agent.loop import Agent
+from cortex.platform.agent.routes.body import read
 from cortex.platform.agent_messages import Fetching, Prefetch, Remove, Removed, Stored
 from cortex.platform.weights import disk
 from cortex.platform.weights.fetches import describe
 from cortex.platform.weights.store import HubUnavailable, WeightsUnavailable
+
+Http = Request[Any, Any, Any]
 
 
 def routes(agent: Agent) -> list[HTTPRouteHandler]:
@@ -26,15 +29,17 @@ def routes(agent: Agent) -> list[HTTPRouteHandler]:
         return await agent.stock.stored()
 
     @post("/weights/remove", status_code=200)
-    async def remove(data: Remove) -> Removed:
+    async def remove(request: Http) -> Removed:
+        data = await read(request, Remove)
         try:
             return await agent.stock.remove(data)
         except RedisError as error:
             raise ServiceUnavailableException(f"cannot list the running fetches: {error}") from None
 
     @post("/weights/fetch", status_code=200)
-    async def prefetch(data: Prefetch) -> dict[str, str]:
+    async def prefetch(request: Http) -> dict[str, str]:
         """Queue a fetch of a function's weights."""
+        data = await read(request, Prefetch)
         try:
             return {"job": await fetches.prefetch(data.function)}
         except WeightsUnavailable as error:
@@ -43,8 +48,9 @@ def routes(agent: Agent) -> list[HTTPRouteHandler]:
             raise ServiceUnavailableException(f"the queue cannot be reached: {error}") from None
 
     @post("/weights/estimate", status_code=200)
-    async def estimate(data: Prefetch) -> Estimate:
+    async def estimate(request: Http) -> Estimate:
         """Estimate how much memory an instance of a function takes."""
+        data = await read(request, Prefetch)
         try:
             return await disk.estimate(agent.supervisor.looks, data.function, agent.settings)
         except HubUnavailable as error:
