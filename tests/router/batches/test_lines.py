@@ -67,6 +67,16 @@ def test_an_invalid_line_is_a_problem_with_its_number(content: bytes, code: str,
     assert [(p.code, p.line) for p in problems] == [(code, number)]
 
 
+def test_half_a_surrogate_pair_is_replaced_as_in_a_direct_request() -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "x\ud800y"}]}
+    content = text({**entry("a"), "body": body}) + text(entry("b\udfff"))
+
+    lines, problems = checked(content)
+
+    assert ([x.custom_id for x in lines], problems) == (["a", "b\ufffd"], [])
+    assert json.loads(body_of(content[: lines[0].size]))["messages"][0]["content"] == "x\ufffdy"
+
+
 def test_problems_of_one_file_are_bounded() -> None:
     _, problems = checked(b"no\n" * 1000, most=5000)
 

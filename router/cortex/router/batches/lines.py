@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from cortex.router.batches.batch import ENDPOINTS, Batch, Form, Problem
+from cortex.router.dialects.core.lenient import repair_surrogates
 
 LONGEST_ID = 512
 """Characters of a `custom_id`, and of a model's name."""
@@ -159,8 +160,9 @@ def body_of(raw: bytes) -> bytes:
 
 
 def _entry(raw: bytes) -> _Input:
-    """Editors of Windows begin a file, and so its first line, with a byte order mark."""
-    return msgspec.json.decode(raw.removeprefix(codecs.BOM_UTF8), type=_Input)
+    """Decode a line. A byte order mark, with which editors of Windows begin a file, is removed; half a surrogate pair
+    is replaced, as in a direct request."""
+    return msgspec.json.decode(repair_surrogates(raw.removeprefix(codecs.BOM_UTF8)), type=_Input)
 
 
 def verdict(answer: Answer, tries: int) -> Again | None:

@@ -16,6 +16,7 @@ from cortex.router.batches.batch import MESSAGES, Batch, Form, message_batch
 from cortex.router.batches.calls import FolderCalls
 from cortex.router.batches.folder import Folder
 from cortex.router.batches.lines import on_one_line
+from cortex.router.dialects.core.lenient import repair_surrogates
 from cortex.router.dialects.core.wire import read
 from cortex.router.errors import BadRequest, BatchNotFound
 from cortex.router.routes.batches import batch_of, cancelled, check_limits, new_batch
@@ -53,7 +54,7 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
     @post("/v1/messages/batches", status_code=200, opt={"needs": "inference", "body": NewMessageBatch})
     async def make(request: Http) -> dict[str, Any]:
         """Create a batch of requests, which run when nothing else needs the hosts."""
-        new, who = read(await request.body(), NewMessageBatch), caller(request)
+        new, who = read(repair_surrogates(await request.body()), NewMessageBatch), caller(request)
         _check(new, gateway.batch_max_lines)
         await check_limits(folder, calls, who.id, gateway)
         batch = new_batch(who, Form.ANTHROPIC, MESSAGES)

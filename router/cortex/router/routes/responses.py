@@ -16,6 +16,7 @@ from cortex.platform.response_cipher import ResponseCipher
 from cortex.router.access.auth import caller
 from cortex.router.dialects.core import wire
 from cortex.router.dialects.core.errors import BadRequest, Kind
+from cortex.router.dialects.core.lenient import repair_surrogates
 from cortex.router.dialects.responses import stored
 from cortex.router.dialects.responses.stored import Items
 from cortex.router.request.incoming import unique_id
@@ -80,7 +81,7 @@ def routes(responses: StoredResponses) -> list[HTTPRouteHandler]:
     @post("/v1/conversations", opt={"needs": "inference"}, status_code=200)
     async def create(request: Http) -> Response[bytes]:
         """Begin a conversation, with items or without."""
-        body = await request.body() or b"{}"
+        body = repair_surrogates(await request.body()) or b"{}"
         new = wire.read(body, _New)
         if len(new.items or ()) > MOST_NEW_ITEMS:
             raise BadRequest(f"expected at most {MOST_NEW_ITEMS} items", "items")
