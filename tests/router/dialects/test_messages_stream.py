@@ -205,6 +205,22 @@ def test_case_31_parallel_calls_are_two_blocks_however_they_arrive(deltas: list[
     assert message["stop_reason"] == "tool_use"
 
 
+def test_case_31_a_call_without_arguments_is_not_merged_with_the_next_of_the_same_number() -> None:
+    deltas = [call(0, "c1", "f", ""), call(0, "c2", "f", '{"a":'), call(0, arguments="1}"), call(0, "c3", "g")]
+
+    message = accumulated(*(chunk(**delta) for delta in deltas), chunk("tool_calls"), usage_chunk())
+
+    assert message["content"] == [tool_use("c1", "f", {}), tool_use("c2", "f", {"a": 1}), tool_use("c3", "g", {})]
+
+
+def test_case_31_pieces_with_an_id_each_and_one_name_are_one_call() -> None:
+    deltas = [call(0, "c1", "f", ""), call(0, "c2", arguments='{"a":'), call(0, "c3", arguments="1}")]
+
+    message = accumulated(*(chunk(**delta) for delta in deltas), chunk("tool_calls"), usage_chunk())
+
+    assert message["content"] == [tool_use("c1", "f", {"a": 1})]
+
+
 def test_case_31_calls_have_ids_of_the_allowed_letters_and_never_the_same() -> None:
     one = [whole_call("call.1:x", "f", "{}"), whole_call("call.1:x", "f", "{}"), whole_call("", "g", "{}")]
 

@@ -87,8 +87,10 @@ class Calls:
         self._last = key
         name = delta.function.name if delta.function is not None else None
         block = self._by_key.get(key)
-        # Some workers number every call 0: a new id and name after whole arguments is a new call.
-        is_other_call = block is not None and delta.id and delta.id != block.worker_id and name and block.final
+        # Some workers number every call 0: a new id and name after whole arguments, or none, is a new call. Others send
+        # a new id with every piece, without a name.
+        is_ended = block is not None and (block.final or (block.name and block.arguments.intact))
+        is_other_call = block is not None and is_ended and delta.id and delta.id != block.worker_id and name
         is_new = block is None or bool(is_other_call)
         if block is None or is_new:
             block = self._by_key[key] = Block("call")
