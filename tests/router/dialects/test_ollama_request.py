@@ -115,6 +115,11 @@ def test_case_71_an_image_comes_before_its_text_with_the_type_that_its_bytes_tel
     assert text["text"] == "hi"
 
 
+@pytest.mark.parametrize("seed", [-1, 2**31, 2**63 - 1])
+def test_a_seed_has_64_bits_as_ollamas_has(seed: int) -> None:
+    assert sent(chat_request(options={"seed": seed}))["seed"] == seed
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -124,6 +129,7 @@ def test_case_71_an_image_comes_before_its_text_with_the_type_that_its_bytes_tel
         ({"think": "much"}, "think"),
         ({"options": {"temperature": "hot"}}, "options.temperature"),
         ({"options": {"repeat_last_n": 10**6}}, "options.repeat_last_n"),
+        ({"options": {"seed": 2**63}}, "options.seed"),
         ({"options": {"stop": ["x"] * 200}}, "stop"),
         ({"tools": [{"type": "web_search", "function": {"name": "f"}}]}, "tools[0].type"),
         ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name"),

@@ -16,6 +16,8 @@ from cortex.router.dialects.core.traits import Traits
 
 AT, LIMIT = "options", "options.num_predict"
 _Whole = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+_Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""Ollama's and vLLM's seeds have 64 bits; llama.cpp uses the lower 32."""
 
 
 class _Options(msgspec.Struct):
@@ -28,7 +30,7 @@ class _Options(msgspec.Struct):
     top_p: float | None = None
     min_p: float | None = None
     typical_p: float | None = None
-    seed: _Whole | None = None
+    seed: _Seed | None = None
     repeat_last_n: _Whole | None = None
     repeat_penalty: float | None = None
     presence_penalty: float | None = None
