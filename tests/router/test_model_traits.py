@@ -227,6 +227,22 @@ def test_case_60_a_server_that_does_not_find_calls_makes_none(function: Function
     assert "tools" not in results["capabilities"]
 
 
+@pytest.mark.parametrize(
+    ("function", "dialects"),
+    [
+        (a_function(engine=Engine.LLAMACPP), ["chat", "completions"]),
+        (a_function(engine=Engine.LLAMACPP, task="embed"), ["embeddings"]),
+        (a_function(engine=Engine.VLLM), ["chat", "completions", "embeddings", "rerank"]),
+        (a_function(engine=Engine.VLLM, task="rerank"), ["rerank"]),
+        (a_function(engine=Engine.COMMAND, command=("serve",), dialects=("speech", "chat")), ["chat", "speech"]),
+    ],
+)  # fmt: skip
+def test_the_dialects_of_a_function_are_those_that_its_requests_may_have(
+    function: Function, dialects: list[str]
+) -> None:
+    assert entries(function, None)["dialects"] == dialects
+
+
 def test_case_60_what_nobody_knows_is_left_out() -> None:
     results = entries(a_function(), None)
 

@@ -5,11 +5,11 @@ guessed, and a cold function has the same fields as a warm one.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from cortex.functions.capabilities import LEVELS, ModelProfile, template_of
 from cortex.functions.servers import server_of
-from cortex.functions.spec import Function
+from cortex.functions.spec import Endpoint, Function
 from cortex.platform.record import Instance
 from cortex.router.dialects.models import Card
 from cortex.router.model_traits import calls_tools, effort, sees, vision, window_of
@@ -28,6 +28,7 @@ def abilities(function: Function, profile: ModelProfile | None, ready: Sequence[
     prices = {f: v for f in function.cost.__struct_fields__ if (v := getattr(function.cost, f)) is not None}
     fields = {
         "capabilities": capabilities,
+        "dialects": dialects(function),
         "limit": limit if window else {"output": output} if output else None,
         "max_model_len": window,
         "max_input_tokens": window,
@@ -37,6 +38,13 @@ def abilities(function: Function, profile: ModelProfile | None, ready: Sequence[
         "cost": prices or None,
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def dialects(function: Function) -> list[str]:
+    """Return the dialects that the router accepts for a function, `chat` first. With `task = "auto"`, vLLM decides by
+    the model which of them it answers."""
+    serves = server_of(function).dialects
+    return [endpoint for endpoint in get_args(Endpoint) if endpoint in serves]
 
 
 def card(id: str, created: int, function: Function, profile: ModelProfile | None, ready: Sequence[Instance]) -> Card:
