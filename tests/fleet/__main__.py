@@ -24,6 +24,7 @@ from tests.fleet.looks import (
     reached,
     refused,
     shown,
+    started,
     tokens,
     undisturbed,
     units,
@@ -102,14 +103,22 @@ def deploy(f: Fleet) -> None:
         f.key = f.front.says("cat /etc/cortex/operator.key")
         step.saw = f"changed {changed}; {shown(f)}"
         step.check(set(f.hosts()) == {"small", "large"}, "not both hosts are seen")
+        step.check("chat to cortex/" in f.deployment.output(), "it does not say that it asks a function to chat")
+        for host in (f.front, *f.members):
+            folders = set(host.says("ls -A /opt/cortex").split())
+            step.check(folders == {f.first, "current"}, f"on {host.name}: {folders}")
 
 
 def again(f: Fleet) -> None:
     """The same once more, and what would be."""
-    with f.report.step("deploy again: nothing changes") as step:
+    with f.report.step("deploy again: nothing changes, nothing restarts") as step:
+        before, instances = started(f), f.instances()
         changed = f.deployment.run("deploy", "-e", f"cortex_version={f.first}")
-        step.saw = f"changed {changed}"
+        restarted = sorted(unit for unit, start in started(f).items() if before.get(unit) != start)
+        step.saw = f"changed {changed}; {len(before)} units, restarted {restarted}; {len(instances)} instances"
         step.check(not any(changed.values()), "something changed")
+        step.check(not restarted, "something restarted")
+        step.check(instances.items() <= f.instances().items(), "an instance was lost")
     with f.report.step("check mode with another build: says what it would do and does nothing") as step:
         f.deployment.run("deploy", "-e", f"cortex_version={f.second}", "--check", "--diff")
         step.check(f.second in f.deployment.output(), "the diff does not name the build")
@@ -299,6 +308,9 @@ def upgrades(f: Fleet) -> None:
             }
             step.saw += f"; versions {versions}"
             step.check(versions == ({wanted} if wanted else {f.first, f.second}), "not where it should be")
+            for host in (f.front, *f.members):
+                folders = set(host.says("ls -A /opt/cortex").split())
+                step.check(folders == {f.first, f.second, "current", "previous"}, f"on {host.name}: {folders}")
 
 
 def undeploy(f: Fleet) -> None:

@@ -37,6 +37,7 @@ class Fleet:
             "\n".join(
                 [
                     "[defaults]\nidle_after_s = 7200",  # nothing goes idle while a deployment takes its time
+                    fake("t/vectors", task="embed", vram_mb=1000),  # the first one does not chat
                     entry("cortex/harbour", engine="llamacpp", source="demo:harbour", context=2048),
                     fake("t/load", "--tps", "20", "--tokens", "30", vram_mb=4000, target_concurrency=64),
                     fake("t/long", "--tps", "20", "--tokens", "800", vram_mb=1000),

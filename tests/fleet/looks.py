@@ -30,6 +30,16 @@ def undisturbed(f: Fleet, step: Step, act: Callable[[], object]) -> None:
     step.saw += f"; {len(before)} instances, same processes"
 
 
+def started(f: Fleet) -> dict[str, str]:
+    """Return an id of the last start of each of cortex's units, by machine and unit."""
+    starts: dict[str, str] = {}
+    for host in (f.front, *f.members):
+        names = host.says("cd /etc/systemd/system && ls -d cortex-*.service cortex-*.socket").split()
+        ids = host.says(f"systemctl show --value -p InvocationID {' '.join(names)}").split()
+        starts |= {f"{host.name} {name}": id for name, id in zip(names, ids, strict=True)}
+    return starts
+
+
 def loaded(f: Fleet, step: Step, function: str, act: Callable[[], object]) -> None:
     """Do something while clients ask for a function: nothing is lost."""
     load = Load(f.url, function, key=f.key)
