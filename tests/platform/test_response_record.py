@@ -99,6 +99,28 @@ async def test_a_lease_that_redis_has_lost_is_renewed(record: ResponseRecord, ra
     assert await record.runs(CIPHER, "resp_1")
 
 
+async def test_a_response_with_a_lease_does_not_expire(record: ResponseRecord, raw: redis.Redis) -> None:
+    owner = f"{{{CIPHER.owner}}}"
+    names = [f"cortex:response:{owner}:resp_1", f"cortex:responses:{owner}", f"cortex:responses:sizes:{owner}"]
+    await record.begin(CIPHER, "resp_1")
+    await record.write(CIPHER, "resp_1", b"value", "set")
+    assert all(raw.expire(name, TTL_S // 4) for name in names)
+
+    await record.is_cancelled(CIPHER, "resp_1")
+
+    assert all(raw.ttl(name) > TTL_S // 2 for name in names)
+
+
+async def test_a_lease_does_not_bring_back_a_deleted_response(record: ResponseRecord) -> None:
+    await record.begin(CIPHER, "resp_1")
+    await record.write(CIPHER, "resp_1", b"value", "set")
+    await record.delete(CIPHER, "resp_1")
+
+    await record.is_cancelled(CIPHER, "resp_1")
+
+    assert await record.read(CIPHER, "resp_1") is None
+
+
 async def test_a_conversation_takes_turns_up_to_its_bound(
     record: ResponseRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:

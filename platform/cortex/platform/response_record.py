@@ -68,8 +68,15 @@ redis.call('EXPIRE', KEYS[4], ARGV[2])
 return 0
 """
 _LEASE = """
--- Begin a lease or renew it, also one that Redis has lost, and return its value. KEYS[1] the lease; ARGV[1]: its
+-- Begin a lease or renew it, also one that Redis has lost, and return its value. The response's own value, if it is
+-- there, expires no earlier than half its lifetime from now.
+-- KEYS: the lease; the value, the index by expiry, the sizes. ARGV: the lease's lifetime in s, the id, the value's
 -- lifetime in s.
+local left = redis.call('TTL', KEYS[2])
+if left >= 0 and left <= ARGV[3] / 2 then
+  redis.call('ZADD', KEYS[3], 'XX', redis.call('TIME')[1] + ARGV[3], ARGV[2])
+  for i = 2, 4 do redis.call('EXPIRE', KEYS[i], ARGV[3]) end
+end
 if redis.call('EXPIRE', KEYS[1], ARGV[1]) == 0 then redis.call('SET', KEYS[1], 'run', 'EX', ARGV[1]) end
 return redis.call('GET', KEYS[1])
 """
@@ -118,11 +125,16 @@ class ResponseRecord:
 
     async def begin(self, cipher: ResponseCipher, id: str) -> None:
         """Begin the lease of a response in the background."""
-        await self._lease([self._names.response_run(_name(cipher, id))], [LEASE_S])
+        await self._renew(cipher, id)
 
     async def is_cancelled(self, cipher: ResponseCipher, id: str) -> bool:
-        """Renew a lease, and return whether its response was cancelled."""
-        return bool(await self._lease([self._names.response_run(_name(cipher, id))], [LEASE_S]) == b"cancel")
+        """Renew a lease, and return whether its response was cancelled. A response with a lease does not expire."""
+        return await self._renew(cipher, id) == b"cancel"
+
+    async def _renew(self, cipher: ResponseCipher, id: str) -> object:
+        name, (index, sizes, _) = _name(cipher, id), self._names.responses(cipher.owner)
+        keys = [self._names.response_run(name), self._names.response(name), index, sizes]
+        return await self._lease(keys, [LEASE_S, id, self.ttl_s])
 
     async def runs(self, cipher: ResponseCipher, id: str) -> bool:
         """Whether a response has a lease."""
