@@ -159,7 +159,7 @@ def test_sampling_of_the_catalogue_is_used_where_the_client_says_nothing() -> No
 
     results = body_of(messages_request(translated(function), temperature=0.9))
     body = b'{"model":"m","messages":[{"role":"user","content":"x"}]}'
-    chat = json.loads(read_chat(body, passed_on(function)).body("w"))
+    chat = json.loads(bytes(read_chat(body, passed_on(function)).body("w")))
 
     assert (results["temperature"], results["top_k"]) == (0.9, 20)
     assert (chat["temperature"], chat["top_k"]) == (0.2, 20)
@@ -170,7 +170,7 @@ def test_output_is_limited_by_the_catalogue_in_every_dialect() -> None:
     plain: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 
     limits = [
-        json.loads(read_chat(json.dumps(plain | more).encode(), passed_on(function)).body("w"))["max_tokens"]
+        json.loads(bytes(read_chat(json.dumps(plain | more).encode(), passed_on(function)).body("w")))["max_tokens"]
         for more in ({}, {"max_tokens": 50}, {"max_tokens": 5000}, {"max_completion_tokens": 5000})
     ]
 

@@ -16,10 +16,10 @@ import msgspec
 
 from cortex.router.dialects.chat import request as chat
 from cortex.router.dialects.core.errors import BadRequest
-from cortex.router.dialects.core.sizes import check_size
+from cortex.router.dialects.core.large_object import Body
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.messages import request as messages
-from cortex.router.request.intake import Intake
+from cortex.router.request.intake import Intake, repair
 
 TICK_S = 0.002
 
@@ -40,13 +40,13 @@ SHAPES: dict[str, Callable[[int], bytes]] = {
 }
 
 
-def _read_chat(body: bytes) -> bytes:
-    check_size(body)
+def _read_chat(body: bytes) -> Body:
+    body = repair(body)
     return chat.read(body, Traits()).body("worker")
 
 
-def _read_messages(body: bytes) -> bytes:
-    check_size(body)
+def _read_messages(body: bytes) -> Body:
+    body = repair(body)
     return messages.read(body, Traits()).body("worker")
 
 
@@ -73,7 +73,7 @@ async def held(*, own: bool = False) -> AsyncIterator[Callable[[], float]]:
         await watching
 
 
-async def measure(body: bytes, read: Callable[[bytes], bytes]) -> float:
+async def measure(body: bytes, read: Callable[[bytes], Body]) -> float:
     """Return the longest time that the loop was held while a body was read, in seconds."""
     intake = Intake(len(body))
     async with held() as longest:

@@ -72,7 +72,7 @@ def chat_request(traits: Traits = PLAIN, **fields: Any) -> chat.ChatRequest:
 
 def body_of(parsed: messages.MessagesRequest | responses.ResponsesRequest | chat.ChatRequest) -> Json:
     """Return the body that the worker receives."""
-    actual: Json = json.loads(parsed.body("worker"))
+    actual: Json = json.loads(bytes(parsed.body("worker")))
     return actual
 
 

@@ -421,8 +421,8 @@ def test_the_output_limit_does_not_exceed_the_functions(traits: Traits, parsed: 
 
 
 def test_the_remaining_window_replaces_the_clients_limit() -> None:
-    assert json.loads(chat_request(max_completion_tokens=9).body("worker", 4))["max_completion_tokens"] == 4
-    assert json.loads(chat_request().body("m", 4))["max_tokens"] == 4
+    assert json.loads(bytes(chat_request(max_completion_tokens=9).body("worker", 4)))["max_completion_tokens"] == 4
+    assert json.loads(bytes(chat_request().body("m", 4)))["max_tokens"] == 4
 
 
 def test_effort_schema_and_sampling_follow_the_function() -> None:
@@ -467,7 +467,7 @@ def test_completions_pass_like_chat() -> None:
     body = b'{"model":"m","prompt":["a","b"],"stream":true,"n":1}'
     parsed = request.read_completion(body, Traits(default_output_tokens=7))
 
-    body_of = json.loads(parsed.body("worker"))
+    body_of = json.loads(bytes(parsed.body("worker")))
     ends = [
         {"model": "worker", "choices": [{"index": index, "text": "x", "finish_reason": "stop"}]} for index in (0, 1)
     ]
@@ -488,6 +488,6 @@ def test_the_session_is_found_in_the_body() -> None:
 def test_counting_sends_the_prompt_that_answering_would_send() -> None:
     parsed = chat_request(tools=[tool("f")], temperature=1, chat_template_kwargs={"enable_thinking": False})
 
-    actual = json.loads(parsed.count("worker"))
+    actual = json.loads(bytes(parsed.count("worker")))
 
     assert actual.keys() == {"model", "messages", "tools", "chat_template_kwargs"}

@@ -27,7 +27,7 @@ def answered(embedding: Any) -> bytes:
 def test_case_59_every_form_of_input_passes_as_it_is(value: Any) -> None:
     parsed = ask(value, dimensions=64, encoding_format="base64")
 
-    body_of = json.loads(parsed.body("worker"))
+    body_of = json.loads(bytes(parsed.body("worker")))
 
     assert body_of == {"model": "worker", "input": value, "dimensions": 64, "encoding_format": "base64"}
 

@@ -22,7 +22,7 @@ def read(path: str, family: Family, **fields: Any) -> engine.EngineRequest:
 
 
 def sent(path: str, family: Family, **fields: Any) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(read(path, family, **fields).body("worker"))
+    body: dict[str, Any] = json.loads(bytes(read(path, family, **fields).body("worker")))
     return body
 
 
@@ -90,7 +90,7 @@ def test_the_fields_of_a_route_pass(path: str, family: Family, fields: dict[str,
 def test_fields_that_are_not_listed_are_dropped_by_name() -> None:
     request = read("/tokenize", "llama", content="a", id_slot=3, lora=[])
 
-    assert json.loads(request.body("worker")) == {"model": "worker", "content": "a"}
+    assert json.loads(bytes(request.body("worker"))) == {"model": "worker", "content": "a"}
     assert request.dropped == ("id_slot",) or set(request.dropped) == {"id_slot", "lora"}
 
 

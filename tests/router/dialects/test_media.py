@@ -208,7 +208,12 @@ def test_requests_in_json_pass_on_with_the_workers_name() -> None:
     speech = read_speech(b'{"model":"m","input":"h\xc3\xa9","voice":{"id":"v"},"speed":1.5,"x":1}')
     images = read_images(b'{"model":"m","prompt":"p","n":3,"seed":5}', passing("openai", "images"))
 
-    assert msgspec.json.decode(speech.body("w")) == {"model": "w", "input": "hé", "voice": {"id": "v"}, "speed": 1.5}
+    assert msgspec.json.decode(bytes(speech.body("w"))) == {
+        "model": "w",
+        "input": "hé",
+        "voice": {"id": "v"},
+        "speed": 1.5,
+    }
     assert (speech.characters, speech.dropped) == (2, ("x",))
     assert images.answers == 3
 

@@ -273,7 +273,7 @@ def test_case_20_a_prompt_that_leaves_too_little_room_is_an_error_with_numbers_o
 
 
 def test_case_20_the_remaining_window_replaces_the_clients_limit() -> None:
-    assert json.loads(messages_request(max_tokens=32000).body("worker", 12768))["max_tokens"] == 12768
+    assert json.loads(bytes(messages_request(max_tokens=32000).body("worker", 12768)))["max_tokens"] == 12768
 
 
 @pytest.mark.parametrize("thinking", [{"type": "adaptive", "display": "omitted"}, {"type": "between_tools"}, None])
@@ -334,7 +334,7 @@ def test_case_24_counting_sends_the_prompt_that_answering_would_send() -> None:
     body = json.loads(messages_body(**fields))
     del body["max_tokens"]
 
-    counted = json.loads(request.read_count(json.dumps(body).encode(), PLAIN).count("worker"))
+    counted = json.loads(bytes(request.read_count(json.dumps(body).encode(), PLAIN).count("worker")))
     answered = body_of(messages_request(**fields))
 
     assert counted == {name: answered[name] for name in counted}

@@ -76,7 +76,7 @@ def test_case_03_the_billing_header_is_taken_out_here_too() -> None:
         {"role": "user", "content": BILLING},
     ]
 
-    actual = json.loads(parsed(system=system, messages=messages, tools=[]).body("m"))
+    actual = json.loads(bytes(parsed(system=system, messages=messages, tools=[]).body("m")))
 
     assert actual["system"] == system[1:]
     assert actual["messages"][0]["content"] == [{"type": "text", "text": "mind"}]

@@ -16,8 +16,8 @@ def test_a_request_and_its_answer_are_renamed() -> None:
 
     plain = parsed.plain(b'{"model":"worker","results":[{"index":0,"relevance_score":0.5}]}')
 
-    assert json.loads(parsed.body("m")) == json.loads(BODY)
-    assert json.loads(parsed.body("worker")) == json.loads(BODY) | {"model": "worker"}
+    assert json.loads(bytes(parsed.body("m"))) == json.loads(bytes(BODY))
+    assert json.loads(bytes(parsed.body("worker"))) == json.loads(bytes(BODY)) | {"model": "worker"}
     assert json.loads(plain.body)["model"] == "m"
 
 

@@ -27,7 +27,7 @@ VARIABLES = st.dictionaries(st.sampled_from(["enable_thinking", "style", "budget
 
 def sent(dialect: Dialect, traits: Traits, **more: Any) -> dict[str, Any]:
     body = msgspec.json.encode({"model": "m", **BODIES[dialect], **more})
-    return dict(msgspec.json.decode(read_request(dialect, body, traits).body("m")))
+    return dict(msgspec.json.decode(bytes(read_request(dialect, body, traits).body("m"))))
 
 
 @pytest.mark.parametrize("dialect", BODIES)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cortex.router.dialects.core import sizes, wire
 from cortex.router.dialects.core.errors import BadRequest, Dialect
+from cortex.router.dialects.core.long_strings import Outline
 from cortex.router.dialects.core.sizes import check_size
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.dialect import read_request
@@ -91,14 +92,13 @@ CONTENT = '"messages":[{"role":"user","content":"%s"}]'
 def test_a_large_body_is_taken_apart_once(dialect: Dialect, fields: str, monkeypatch: pytest.MonkeyPatch) -> None:
     large = ('{"model":"m",' + fields % ("a" * 2 * MIB) + "}").encode()
     whole: list[int] = []
-    take_apart = wire._fields
 
-    def count(raw: bytes) -> object:
-        if len(raw) == len(large):
-            whole.append(len(raw))
-        return take_apart(raw)
+    class Counted(Outline):
+        def __init__(self, json: bytes | memoryview) -> None:
+            whole.append(len(json))
+            super().__init__(json)
 
-    monkeypatch.setattr(wire, "_fields", count)
+    monkeypatch.setattr(wire, "Outline", Counted)
 
     parsed = read_request(dialect, large, Traits())
 

@@ -48,7 +48,7 @@ TO_LEGAL = to(V_LEGAL, V_BASE)
 def test_every_request_to_llama_cpp_names_its_adapter(function: Function, lora: list[object]) -> None:
     body = with_adapter(b'{"model":"base","lora":[{"id":0,"scale":9}]}', to(function), AT)
 
-    assert json.loads(body)["lora"] == lora  # the last of duplicates counts, as in llama.cpp
+    assert json.loads(bytes(body))["lora"] == lora  # the last of duplicates counts, as in llama.cpp
 
 
 def test_an_instance_without_adapters_gets_the_body_unchanged() -> None:

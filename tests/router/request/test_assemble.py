@@ -68,7 +68,7 @@ def without_chance(answer: dict[str, Any]) -> dict[str, Any]:
 def test_it_equals_the_workers_own_plain_answer(worker: httpx.Client, path: str, body: dict[str, Any]) -> None:
     plain = worker.post(path, json=body).json()
     assembly = Assembly()
-    streaming = asked_to_stream(json.dumps(body).encode())
+    streaming = bytes(asked_to_stream(json.dumps(body).encode()) or b"")
 
     assembly.feed(worker.post(path, content=streaming).content)
 
@@ -83,7 +83,7 @@ def test_several_prompts_are_answered_as_by_the_worker_and_counted_together(
     plain = worker.post("/v1/completions", json=body).json()
     alone = [worker.post("/v1/completions", json={**body, "prompt": one}).json()["usage"] for one in prompts]
     assembly, reply = Assembly(), Reply(id="c", model="tiny", choices=2).stream()
-    streamed = worker.post("/v1/completions", content=asked_to_stream(json.dumps(body).encode())).content
+    streamed = worker.post("/v1/completions", content=bytes(asked_to_stream(json.dumps(body).encode()) or b"")).content
 
     assembly.feed(streamed)
     reply.feed(streamed)

@@ -72,7 +72,7 @@ class Router:
         record = RequestRecord("r", "org/model", "org/model", "chat", streams=False, read_s=0)
         async with self.restores.seat(INSTANCE, number, salt, body, record) as sent:
             record.tokens_in, record.cached = 2000, cached
-        return sent.decode().removeprefix(body.decode()[:-1]), record.restored
+        return bytes(sent).decode().removeprefix(body.decode()[:-1]), record.restored
 
 
 def host(*contexts: SavedContext, name: str = "host-a") -> HostRecord:

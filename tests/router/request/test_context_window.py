@@ -9,6 +9,7 @@ from cortex.functions.spec import Function
 from cortex.platform.record import Instance
 from cortex.router.dialects.core import limits
 from cortex.router.dialects.core.errors import Dialect, DialectError, in_client_terms
+from cortex.router.dialects.core.large_object import Body
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.dialect import read_request
 from cortex.router.errors import UpstreamBroke
@@ -25,9 +26,9 @@ class Counts:
     def __init__(self, tokens: int | None) -> None:
         self.tokens, self.calls = tokens, 0
 
-    async def count(self, function: Function, instance: Instance, body: bytes) -> int:
+    async def count(self, function: Function, instance: Instance, body: Body) -> int:
         self.calls += 1
-        request = json.loads(body)
+        request = json.loads(bytes(body))
         assert request.get("prompt") == LONG or request["messages"]
         if self.tokens is None:
             raise UpstreamBroke("there is no /tokenize here")
@@ -51,7 +52,7 @@ WORKER = an_instance(context=WINDOW)
 
 async def limit_of(settled: Settle, instance: Instance = WORKER) -> int:
     """Return the output limit in the body for an instance."""
-    limit: int = json.loads((await settled(instance)).body)["max_tokens"]
+    limit: int = json.loads(bytes((await settled(instance)).body))["max_tokens"]
     return limit
 
 
@@ -83,7 +84,7 @@ async def test_case_20_an_answer_gets_what_a_prompt_leaves_while_that_is_sensibl
     fitted = await settled(WORKER)
 
     assert (fitted.max_tokens, fitted.input_tokens) == (12768, 20000)
-    assert 12768 in (json.loads(fitted.body).get(name) for name in ("max_tokens", "max_completion_tokens"))
+    assert 12768 in (json.loads(bytes(fitted.body)).get(name) for name in ("max_tokens", "max_completion_tokens"))
 
 
 @pytest.mark.parametrize("dialect", list(LIMITS))

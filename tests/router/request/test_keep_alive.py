@@ -64,5 +64,5 @@ def test_what_is_no_duration_is_an_error_with_the_name_of_the_field(value: Any) 
 def test_no_worker_gets_the_field_and_it_is_not_reported_as_dropped(dialect: Dialect, body: dict[str, Any]) -> None:
     parsed = read_request(dialect, msgspec.json.encode({"model": "m", "keep_alive": "5m", **body}), Traits())
 
-    assert b"keep_alive" not in parsed.body("m")
+    assert b"keep_alive" not in bytes(parsed.body("m"))
     assert parsed.dropped == ()

@@ -92,7 +92,7 @@ def test_a_request_reaches_a_shared_worker_as_it_would_reach_one_of_its_own(
     ]
 
     assert bodies[0] == bodies[1]
-    assert json.loads(bodies[0])["model"] == BASE_ID
+    assert json.loads(bytes(bodies[0]))["model"] == BASE_ID
 
 
 @examples(50)
@@ -115,10 +115,12 @@ def test_a_request_for_an_adapter_differs_from_one_of_a_worker_of_its_own_in_the
     instance = an_instance("i", function=BASE_ID, server=server, adapters={"org/w": 0, "org/v": number})
 
     shared, own = (
-        json.loads(read_request(kind, body_of(kind, "org/v", fields), TraitsCache().of(f, kind, None, ())).body(name))
+        json.loads(
+            bytes(read_request(kind, body_of(kind, "org/v", fields), TraitsCache().of(f, kind, None, ())).body(name))
+        )
         for f, name in ((target.function, target.worker_model), (alone, "org/v"))
     )
-    sent = json.loads(with_adapter(json.dumps(shared).encode(), target, instance))
+    sent = json.loads(bytes(with_adapter(json.dumps(shared).encode(), target, instance)))
 
     assert {k: v for k, v in sent.items() if k not in ("model", "lora")} == {
         k: v for k, v in own.items() if k != "model"

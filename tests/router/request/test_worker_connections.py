@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex.platform.serving.known_heads import KnownHeads
+from cortex.router.dialects.core.large_object import Body, LargeObject
 from cortex.router.request.worker_connections import HEADERS, SILENT_BYTES, WorkerConnection, WorkerConnections
 from cortex.router.request.worker_response import ConnectionFailed, ConnectionWasReset, NotConnected, WorkerResponse
 from tests.support.stack import free_port
@@ -80,7 +81,7 @@ async def connections(*, idle_s: float = 30, read_bytes: int = 1024) -> AsyncIte
         await pool.close()
 
 
-async def post(result: WorkerConnections, url: str, body: bytes = b"{}") -> tuple[int, bytes]:
+async def post(result: WorkerConnections, url: str, body: Body = b"{}") -> tuple[int, bytes]:
     response = await result.post(url, "/v1/x", body, (("Authorization", "Bearer k"),))
     return response.status, await read(response)
 
@@ -133,6 +134,21 @@ async def test_a_request_is_sent_whole_and_a_connection_is_used_again() -> None:
         b"POST /v1/x HTTP/1.1\r\nHost: %b\r\nAuthorization: Bearer k\r\nContent-Length: 2\r\n\r\n{}" % host
     )
     assert requests[1].endswith(b"\r\n\r\n" + b"x" * 300_000)
+
+
+async def test_an_object_in_pieces_is_sent_whole() -> None:
+    text = b'"%b"' % (b"word " * 1_000_000)
+    sent = LargeObject({"model": (b'"m"',), "messages": (b"[", memoryview(text), b"]")})
+    read: list[bytes] = []
+
+    async def talk(peer: Peer) -> None:
+        read.append(await peer.request())
+        await peer.send(WHOLE)
+
+    async with workers(talk) as there, connections() as pool:
+        assert await post(pool, there.url, sent) == (200, b"hello")
+
+    assert read[0].partition(b"\r\n\r\n")[2] == bytes(sent)
 
 
 @given(st.data())

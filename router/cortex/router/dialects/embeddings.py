@@ -15,6 +15,7 @@ from cortex.router.dialects import gate
 from cortex.router.dialects.core import lenient, wire
 from cortex.router.dialects.core.chunks import Plain, Usage, map_json_errors, replace_model, tokens
 from cortex.router.dialects.core.errors import BadAnswer, BadRequest, Kind
+from cortex.router.dialects.core.large_object import Body
 from cortex.router.dialects.core.worker_errors import fault_from_error
 
 PLAIN = passing("openai", "embeddings")
@@ -48,7 +49,7 @@ class EmbeddingsRequest(msgspec.Struct, frozen=True, kw_only=True):
     dimensions: int | None = None
     dropped: tuple[str, ...] = ()
 
-    def body(self, model: str) -> bytes:
+    def body(self, model: str) -> Body:
         """Return the body to send."""
         return wire.write(self.fields, model)
 

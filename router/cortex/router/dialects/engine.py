@@ -20,6 +20,7 @@ from cortex.router.dialects.core import lenient, wire
 from cortex.router.dialects.core.chunks import Plain, Tokens, Usage, count, map_json_errors, replace_model, tokens
 from cortex.router.dialects.core.chunks import truncated as truncated_answer
 from cortex.router.dialects.core.errors import BadAnswer, BadRequest, Dialect, Fault, openai_error
+from cortex.router.dialects.core.large_object import Body
 from cortex.router.dialects.core.sse import Event, comment
 from cortex.router.dialects.core.stream import FrameStream, is_empty
 from cortex.router.dialects.core.traits import Traits
@@ -106,7 +107,7 @@ class EngineRequest(Struct, frozen=True, kw_only=True):
     stream: bool = False
     dropped: tuple[str, ...] = ()
 
-    def body(self, model: str) -> bytes:
+    def body(self, model: str) -> Body:
         """Return the body to send."""
         return wire.write(self.fields, model)
 
@@ -122,7 +123,7 @@ def with_name(body: bytes, name: str) -> tuple[str, bytes]:
     name = name or params.model or ""
     if not name:
         raise no_name()
-    return name, wire.write(fields | {"model": msgspec.Raw(b"null")}, name)
+    return name, bytes(wire.write(fields | {"model": msgspec.Raw(b"null")}, name))
 
 
 class _Model(Struct):
@@ -137,8 +138,7 @@ def read(route: Route, body: bytes, traits: Callable[[Dialect], Traits]) -> Engi
     passing = traits(route.dialect).passing
     if route.dialect == "apply_template" or (params.messages is not None and "prompt" in passing.fields):
         parsed = chat.read(body, traits("chat"))
-        prompt = msgspec.json.decode(parsed.count(model), type=gate.Fields)
-        return EngineRequest(model=model, fields=prompt, dropped=parsed.dropped)
+        return EngineRequest(model=model, fields=parsed.prompt(), dropped=parsed.dropped)
     if route.dialect == "infill":
         fields.pop("n_predict", None)
     result = gate.filter_fields(fields, passing)

@@ -15,6 +15,7 @@ from cortex.router.dialects import gate
 from cortex.router.dialects.core import grammar, images, lenient, prompt_cache, wire
 from cortex.router.dialects.core.chunks import CHARACTERS_PER_TOKEN, Plain, Tokens, count, truncated
 from cortex.router.dialects.core.errors import BadAnswer, BadRequest, Dialect, Fault, Kind, anthropic_error
+from cortex.router.dialects.core.large_object import Body
 from cortex.router.dialects.core.sse import Event, comment
 from cortex.router.dialects.core.stream import FrameStream, is_empty
 from cortex.router.dialects.core.traits import Traits
@@ -93,14 +94,14 @@ class NativeRequest(msgspec.Struct, frozen=True, kw_only=True):
     cuts: tuple[str, ...] = ()
     completes: bool = False
 
-    def body(self, model: str, max_tokens: int | None = None) -> bytes:
+    def body(self, model: str, max_tokens: int | None = None) -> Body:
         """Return the body to send, with the worker's name of the model."""
         fields = self.fields
         if max_tokens is not None:
             fields = fields | {_LIMITS[self.dialect]: _raw(max_tokens)}
         return wire.write(fields, model)
 
-    def count(self, model: str) -> bytes:
+    def count(self, model: str) -> Body:
         return self.body(model)
 
     def answer(self, id: str, created: int) -> "Reply":
@@ -200,7 +201,7 @@ def read(dialect: NativeDialect, body: bytes, traits: Traits | None = None) -> N
         raise BadRequest("expected a name", "model")
     result = gate.filter_fields(fields, traits.passing)
     fields = result.fields
-    if dialect == "messages" and prompt_cache.MARK in body:
+    if dialect == "messages" and wire.contains(body, prompt_cache.MARK):
         fields = _without_billing(fields)
     fields = _check_fields(fields)
     client_limit = params.max_tokens if dialect == "messages" else params.max_output_tokens
@@ -226,7 +227,7 @@ def _check_fields(fields: gate.Fields) -> gate.Fields:
     """Check the fields that the worker parses itself: media must be data, schemas are bounded."""
     for name in _CONTENTS:
         if name in fields:
-            images.refuse_addresses(msgspec.json.decode(fields[name]), name)
+            images.refuse_addresses(wire.decode_parts(fields[name]), name)
     if "tools" in fields:
         tools = msgspec.json.decode(fields["tools"])
         if isinstance(tools, list):

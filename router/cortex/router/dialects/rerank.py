@@ -9,6 +9,7 @@ from cortex.router.dialects import gate
 from cortex.router.dialects.core import images, lenient, wire
 from cortex.router.dialects.core.chunks import Plain, Usage, map_json_errors, replace_model, tokens
 from cortex.router.dialects.core.errors import BadAnswer, BadRequest, Kind
+from cortex.router.dialects.core.large_object import Body
 from cortex.router.dialects.core.worker_errors import fault_from_error
 
 PLAIN = passing("openai", "rerank")
@@ -36,7 +37,7 @@ class RerankRequest(msgspec.Struct, frozen=True, kw_only=True):
     fields: gate.Fields
     dropped: tuple[str, ...] = ()
 
-    def body(self, model: str) -> bytes:
+    def body(self, model: str) -> Body:
         """Return the body to send."""
         return wire.write(self.fields, model)
 

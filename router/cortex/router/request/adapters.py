@@ -16,10 +16,10 @@ from cortex.platform.agent_messages import EnsureAdapter
 from cortex.platform.cancel import cancelled
 from cortex.platform.record import Instance
 from cortex.router.activation.agents import Agents, AgentUnavailable
+from cortex.router.dialects.core.large_object import Body, with_fields
 from cortex.router.errors import SEE_WHY, AdapterFailed, NotReadyInTime
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import Target
-from cortex.router.request.prompt_cache import with_fields
 
 AGAIN_S = 2.0
 """After this time without news of a load, its agent is asked again: it may have restarted."""
@@ -67,7 +67,7 @@ def check_adapter(target: Target, instance: Instance) -> None:
         raise _failed(target, problem)
 
 
-def with_adapter(body: bytes, target: Target, instance: Instance) -> bytes:
+def with_adapter(body: Body, target: Target, instance: Instance) -> Body:
     """Return the body of a request with the number of its adapter, if the server takes numbers."""
     if not instance.adapters or loads_adapters(instance) != "at start":
         return body

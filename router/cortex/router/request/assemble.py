@@ -14,6 +14,7 @@ import msgspec
 
 from cortex.router.dialects.core import lenient
 from cortex.router.dialects.core.errors import BadAnswer
+from cortex.router.dialects.core.large_object import Body
 from cortex.router.dialects.core.sse import Event, SSEDecoder
 from cortex.router.dialects.core.stream import DONE, is_empty
 
@@ -42,11 +43,15 @@ class BadStream(Exception):
         self.error = error
 
 
-def asked_to_stream(body: bytes) -> bytes | None:
+def asked_to_stream(body: Body) -> Body | None:
     """Return a plain request's body as a streaming one, or None if the stream would differ from the plain answer.
 
     llama.cpp omits the end token's log-probability in streams, and does not stream log-probabilities with tools.
     """
+    if not isinstance(body, bytes):
+        if "logprobs" in body or "n_probs" in body:
+            return None
+        return body.replace({"stream": b"true", "stream_options": b'{"include_usage":true}'})
     fields: dict[str, Any] = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     if "logprobs" in fields or "n_probs" in fields:
         return None

@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from cortex.router.dialects.core.chunks import Plain
 from cortex.router.dialects.core.errors import Dialect
+from cortex.router.dialects.core.large_object import Body
 from cortex.router.dialects.core.stream import Stream
 from cortex.router.request.context_window import Settle
 from cortex.router.request.upload import OutgoingForm
@@ -36,7 +37,7 @@ class Call(Struct, frozen=True, kw_only=True):
 
     dialect: Dialect
     path: str
-    body: bytes
+    body: Body
     reply: Reply
     streams: StreamReply | None = None
     affinity: str | None = None

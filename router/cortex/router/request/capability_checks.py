@@ -13,6 +13,7 @@ from cortex.functions.servers import Server, server_of
 from cortex.functions.spec import Function
 from cortex.platform.record import Instance
 from cortex.router.dialects.core.errors import Dialect
+from cortex.router.dialects.core.large_object import Body
 from cortex.router.errors import CannotServe, RouteNotFound
 
 _ENDPOINT: dict[Dialect, str] = {
@@ -76,7 +77,7 @@ def check_route(function: Function, path: str, ready: Sequence[Instance]) -> Ser
     return server
 
 
-def check_tools(function: Function, ran: str, dialect: Dialect, body: bytes) -> Server:
+def check_tools(function: Function, ran: str, dialect: Dialect, body: Body) -> Server:
     """Return the server that an instance runs. Raises CannotServe for a body that it does not support."""
     server = server_of(function, ran)
     if not server.tools and _ENDPOINT.get(dialect) == "chat" and _requests_tools(body):
@@ -88,9 +89,10 @@ def check_tools(function: Function, ran: str, dialect: Dialect, body: bytes) -> 
     return server
 
 
-def _requests_tools(body: bytes) -> bool:
+def _requests_tools(body: Body) -> bool:
+    fields = body if isinstance(body, bytes) else body.select(_Tools.__struct_fields__)
     try:
-        params = msgspec.json.decode(body, type=_Tools)
+        params = msgspec.json.decode(fields, type=_Tools)
     except msgspec.DecodeError:
         return False
     return bool(params.tools) and params.tool_choice != "none"

@@ -21,6 +21,7 @@ from cortex.platform.agent_messages import ContextFailure, LeaveSeat, RestoreCon
 from cortex.platform.keys import FleetToken
 from cortex.platform.record import HostRecord, Instance, SavedContext
 from cortex.router.activation.agents import AgentRefused, Agents, AgentUnavailable
+from cortex.router.dialects.core.large_object import Body
 from cortex.router.fleet_view import FleetView
 from cortex.router.request.conversation_chain import Chain, chain_of, marks, owner_of
 from cortex.router.request.prompt_cache import seated
@@ -66,8 +67,8 @@ class ContextRestores:
 
     @asynccontextmanager
     async def seat(
-        self, instance: Instance, number: int | None, salt: str, body: bytes, record: RequestRecord
-    ) -> AsyncIterator[bytes]:
+        self, instance: Instance, number: int | None, salt: str, body: Body, record: RequestRecord
+    ) -> AsyncIterator[Body]:
         """Take a seat for a request until it ends, restore its conversation there if it was saved, and yield the body
         to send. Afterwards, the slot's conversation can be saved. `number`: slots of the instance; None: the request's
         slots are unknown."""

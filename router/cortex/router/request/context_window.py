@@ -16,6 +16,7 @@ from cortex.functions.spec import Function
 from cortex.platform.record import Instance
 from cortex.router.dialects.core import limits
 from cortex.router.dialects.core.errors import Dialect
+from cortex.router.dialects.core.large_object import Body
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.dialect import ParsedRequest
 from cortex.router.errors import UpstreamBroke
@@ -26,7 +27,7 @@ log = structlog.get_logger()
 class Fitted(Struct, frozen=True):
     """The body for an instance, the output limit in it, and the tokens of its prompt if they were counted."""
 
-    body: bytes
+    body: Body
     max_tokens: int | None
     input_tokens: int | None = None
 
@@ -38,7 +39,7 @@ Settle = Callable[[Instance], Awaitable[Fitted]]
 class Counter(Protocol):
     """Counts the tokens of a request's prompt. Raises UpstreamBroke."""
 
-    async def count(self, function: Function, instance: Instance, body: bytes) -> int: ...
+    async def count(self, function: Function, instance: Instance, body: Body) -> int: ...
 
 
 def fitting(
@@ -46,7 +47,7 @@ def fitting(
     function: Function,
     dialect: Dialect,
     request: ParsedRequest,
-    body: bytes,
+    body: Body,
     traits: Traits,
     model: str = "",
 ) -> Settle | None:

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 import msgspec
 from msgspec import Raw, Struct
 
+from cortex.router.dialects.core.large_object import Body
+
 PIECE = 4096
 """Characters of a plain prompt per digest."""
 MOST_MATCHED = 512
@@ -36,10 +38,10 @@ class _Body(Struct):
     chat_template_kwargs: Raw = Raw()
 
 
-def chain_of(body: bytes) -> Chain:
+def chain_of(body: Body) -> Chain:
     """Return the chain of a worker's request; empty where it has no conversation, as with several prompts."""
     try:
-        parsed = msgspec.json.decode(body, type=_Body)
+        parsed = msgspec.json.decode(bytes(body), type=_Body)
         units = list(_units(parsed))
     except msgspec.MsgspecError:
         return ()

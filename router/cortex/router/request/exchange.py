@@ -24,6 +24,7 @@ from cortex.router.dialects import gate
 from cortex.router.dialects.core import grammar
 from cortex.router.dialects.core.chunks import Tokens
 from cortex.router.dialects.core.errors import BadAnswer, Fault, Kind, WorkerRefusal
+from cortex.router.dialects.core.large_object import Body
 from cortex.router.dialects.core.stop_strings import cut_at
 from cortex.router.dialects.core.stream import Stream
 from cortex.router.dialects.core.worker_errors import BREAKDOWNS, engine_died, fault_from_error, fault_from_worker
@@ -419,7 +420,7 @@ class Exchange:
                 raise
             await send(instance, looser)
 
-    async def _fit(self, instance: Instance, settle: Settle) -> bytes:
+    async def _fit(self, instance: Instance, settle: Settle) -> Body:
         """Return the body for an instance. Raises ContextExceeded for a request that does not fit."""
         call = self._call
         fitted = await settle(instance)
@@ -440,7 +441,7 @@ class Exchange:
         is_apart = bool(call.cache_salt) or function.keep_context
         return is_apart and self._server.isolation == "slots" and call.path in GENERATES
 
-    async def _send_seated(self, instance: Instance, body: bytes) -> None:
+    async def _send_seated(self, instance: Instance, body: Body) -> None:
         """Send the request on, to a slot without a prompt of another key."""
         salt, function, view = self._call.cache_salt, self.target.function, self._exchanges.view
         number = slots_to_seat(function, self._server, self._call.answers)
@@ -453,7 +454,7 @@ class Exchange:
         with self._exchanges.slots.seat(instance.id, number, salt, body, view.company) as seat:
             await self._send_on(instance, seated(body, seat))
 
-    def _send_salted(self, instance: Instance, body: bytes) -> Awaitable[None]:
+    def _send_salted(self, instance: Instance, body: Body) -> Awaitable[None]:
         """Send the request on with the salt of its key. Where no server takes one, cached tokens are not reported."""
         salt = self._call.cache_salt
         if not salt:
@@ -462,7 +463,7 @@ class Exchange:
             return self._send_on(instance, salted(body, salt))
         return self._send_on(instance, body, HiddenCounts())
 
-    async def _send_on(self, instance: Instance, body: bytes, hidden: HiddenCounts | None = None) -> None:
+    async def _send_on(self, instance: Instance, body: Body, hidden: HiddenCounts | None = None) -> None:
         streamed = asked_to_stream(body) if self._streams_anyway() else None
         sent = body if streamed is None else streamed
         call = self._call

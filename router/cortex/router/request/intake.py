@@ -1,16 +1,19 @@
 """Read request bodies within limits per process and per key, unpack and repair them; parse large ones on threads.
 
 A body stays in memory from its first byte to the last byte of its answer, because the request may be sent again. Large
-bodies are parsed on separate threads, piece by piece, so that other streams continue.
+bodies are parsed on separate threads, piece by piece and without their long strings, so that other streams continue.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from typing import ParamSpec, TypeVar
 
 from cortex.router.dialects.core import lenient
 from cortex.router.dialects.core.errors import BadRequest, Kind
+from cortex.router.dialects.core.large_object import room
+from cortex.router.dialects.core.long_strings import Outline
 from cortex.router.dialects.core.sizes import check_size
 from cortex.router.http_answer import Answering, Client
 from cortex.router.request.compression import Encoding, Unpacker, encoding_of
@@ -95,7 +98,7 @@ class Intake:
             if encoding is not None:
                 await self._unpack(accepted, encoding, cover)
             body = accepted.bytes
-            accepted.bytes = _repair(body) if len(body) < LARGE else await self.work(len(body), _repair, body)
+            accepted.bytes = repair(body) if len(body) < LARGE else await self.work(len(body), repair, body)
         except BaseException:
             accepted.release()
             raise
@@ -108,15 +111,14 @@ class Intake:
             if declared_size <= SMALL:
                 accepted.bytes = await request.body()
                 return
-        pieces: list[bytes] = []
-        size = 0
+        whole, size = room(declared_size or 0), 0  # joining pieces at the end would hold the loop
         async for piece in request.stream():
             size += len(piece)
             self._check_size(size)
             accepted.count(len(piece))
-            pieces.append(piece)
+            whole.write(piece)
             await cover(size)
-        accepted.bytes = b"".join(pieces)
+        accepted.bytes = whole.getvalue()
 
     def _check_size(self, size: int) -> None:
         if size > self._most:
@@ -124,7 +126,7 @@ class Intake:
 
     async def _unpack(self, accepted: Body, encoding: Encoding, cover: Callable[[int], Awaitable[None]]) -> None:
         """Unpack a body: the first step at once, which is all that most take, further ones on a thread."""
-        unpacker, pieces, size = Unpacker(encoding, accepted.bytes), [], 0
+        unpacker, whole, size = Unpacker(encoding, accepted.bytes), BytesIO(), 0
         async with self._unpacking:
             piece = unpacker.step()
             while piece:
@@ -135,10 +137,10 @@ class Intake:
                         kind=Kind.BODY_TOO_BIG,
                     )
                 accepted.count(len(piece) if size > SMALL else 0)
-                pieces.append(piece)
+                whole.write(piece)
                 await cover(size)
                 piece = await asyncio.get_running_loop().run_in_executor(self._threads, unpacker.step)
-        accepted.bytes = b"".join(pieces)
+        accepted.bytes = whole.getvalue()
 
     async def work(self, size: int, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `do`, whose time grows with the body's size, on a thread if the body is large."""
@@ -147,8 +149,13 @@ class Intake:
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: do(*args, **kwargs))
 
 
-def _repair(body: bytes) -> bytes:
+def repair(body: bytes) -> bytes:
     """Return a request's JSON as its parsers take it. Raises BadRequest for a body of too many values or too much
     text."""
-    check_size(body)
-    return lenient.repair_request(body)
+    if len(body) < LARGE:
+        check_size(body)
+        return lenient.repair_request(body)
+    outline = Outline(body)
+    check_size(outline.text, max((end - start for start, end in outline.strings), default=0))
+    text = lenient.repair_request(outline.text)
+    return body if text is outline.text else outline.restore_all(text)

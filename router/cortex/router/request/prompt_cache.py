@@ -20,6 +20,7 @@ from cortex.platform.agent_messages import Seat
 from cortex.platform.api_keys import Principal
 from cortex.platform.keys import FleetToken, cache_salt
 from cortex.router.access.keyring import KeyRing
+from cortex.router.dialects.core.large_object import Body, head, with_fields
 
 MOST_SALTS = 10_000
 MOST_INSTANCES = 1000
@@ -96,11 +97,11 @@ class SlotTable:
         self._instances: dict[str, _Slots] = {}
 
     @contextmanager
-    def seat(self, instance: str, number: int | None, salt: str, body: bytes, company: int) -> Iterator[Seat]:
+    def seat(self, instance: str, number: int | None, salt: str, body: Body, company: int) -> Iterator[Seat]:
         """Assign a slot to a request until it ends. `number`: slots of the instance; None: the request's slots are
         unknown. `company` changes when other routers have used the instances."""
         slots = self._slots_of(instance, number, company)
-        prefix = body[:_COMPARED]
+        prefix = head(body, _COMPARED)
         slot = slots.choose(salt, prefix) if number else None
         if slot is None:
             slots.untracked += 1
@@ -143,7 +144,7 @@ def slots_to_seat(function: Function, server: Server, answers: int) -> int | Non
     return max_concurrency(function, server)
 
 
-def salted(body: bytes, salt: str) -> bytes:
+def salted(body: Body, salt: str) -> Body:
     """Return a body for a server that salts its cache."""
     return with_fields(body, _salt_field(salt))
 
@@ -153,19 +154,13 @@ def _salt_field(salt: str) -> bytes:
     return b'"cache_salt":%b' % msgspec.json.encode(salt)
 
 
-def seated(body: bytes, seat: Seat) -> bytes:
+def seated(body: Body, seat: Seat) -> Body:
     """Return a body for llama.cpp, where the last of duplicate fields applies."""
     if seat.slot is None:
         return with_fields(body, b'"cache_prompt":false')
     if seat.may_reuse:  # keep the client's own `cache_prompt`
         return with_fields(body, b'"id_slot":%d' % seat.slot)
     return with_fields(body, b'"id_slot":%d,"cache_prompt":false' % seat.slot)
-
-
-def with_fields(body: bytes, fields: bytes) -> bytes:
-    """Return a body, a non-empty JSON object that the router encoded, with more fields at its end."""
-    assert body.endswith(b"}")
-    return b"".join((memoryview(body)[:-1], b",", fields, b"}"))
 
 
 def _common(one: bytes, other: bytes) -> int:

@@ -11,6 +11,7 @@ from collections import deque
 from msgspec import Struct
 
 from cortex.platform.api_keys import ANONYMOUS
+from cortex.router.dialects.core.large_object import Body, head, tail
 
 WINDOW_S = 600.0
 """How long a death counts."""
@@ -39,9 +40,9 @@ class Fingerprint(Struct, frozen=True):
         return (exact,) if self.key == ANONYMOUS else (exact, f"{self.key}\n{self.function}")
 
 
-def digest(path: str, body: bytes) -> str:
+def digest(path: str, body: Body) -> str:
     """Return a digest of a request, at a cost that does not depend on its size."""
-    edges = body if len(body) <= 2 * EDGE else body[:EDGE] + body[-EDGE:]
+    edges = head(body, 2 * EDGE) if len(body) <= 2 * EDGE else head(body, EDGE) + tail(body, EDGE)
     return hashlib.blake2b(b"%s %d " % (path.encode(), len(body)) + edges, digest_size=12).hexdigest()
 
 

@@ -8,6 +8,7 @@ from cortex.functions.servers import server_of
 from cortex.functions.spec import Function
 from cortex.platform.record import Instance
 from cortex.router.dialects.core.errors import BadAnswer
+from cortex.router.dialects.core.large_object import Body
 from cortex.router.dialects.core.worker_errors import fault_from_worker
 from cortex.router.errors import UpstreamBroke
 from cortex.router.request.upstream import Broken, Upstream
@@ -27,13 +28,20 @@ class _Prompt(msgspec.Struct):
     prompt: str | list[int | str] | None = None
 
 
+def _prompt(body: Body) -> str | list[int | str] | None:
+    """Return the prompt of a completion."""
+    if isinstance(body, bytes):
+        return msgspec.json.decode(body, type=_Prompt).prompt
+    return msgspec.json.decode(body.value("prompt"), type=str | list[int | str]) if "prompt" in body else None
+
+
 class Tokenizer:
     """Counts tokens by calls to workers."""
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
 
-    async def count(self, function: Function, instance: Instance, body: bytes) -> int:
+    async def count(self, function: Function, instance: Instance, body: Body) -> int:
         """Return the number of tokens of a request's prompt. llama-server renders a chat's template first; the prompt
         of a completion is a string, or a list of token ids.
 
@@ -42,7 +50,7 @@ class Tokenizer:
         counts = server_of(function, instance.server).counts
         if counts == "no":
             raise UpstreamBroke(f"the worker of '{function.id}' cannot count a prompt's tokens")
-        prompt = msgspec.json.decode(body, type=_Prompt).prompt
+        prompt = _prompt(body)
         if isinstance(prompt, list):
             if any(isinstance(element, str) for element in prompt):
                 raise UpstreamBroke(f"the worker of '{function.id}' cannot count a prompt of token ids and texts")
@@ -65,7 +73,7 @@ class Tokenizer:
         except (msgspec.DecodeError, KeyError, TypeError, ValueError):
             raise UpstreamBroke(f"the worker of '{function.id}' did not answer with a number of tokens") from None
 
-    async def _ask(self, instance: Instance, path: str, body: bytes) -> dict[str, Any]:
+    async def _ask(self, instance: Instance, path: str, body: Body) -> dict[str, Any]:
         answer = await self._upstream.post(instance, path, body)
         try:
             if answer.status != 200:

@@ -11,6 +11,7 @@ from cortex.platform import worker_http
 from cortex.platform.record import Instance
 from cortex.platform.worker_http import ANSWER_BYTES, STREAM_BYTES, Unreadable
 from cortex.router.dialects.core.errors import BadAnswer
+from cortex.router.dialects.core.large_object import Body, LargeObject
 from cortex.router.request.worker_connections import Headers, WorkerConnections
 from cortex.router.request.worker_response import BodyTooLong, ConnectionWasReset, NotConnected, Sink, WorkerResponse
 
@@ -147,7 +148,7 @@ class Upstream:
         self,
         instance: Instance,
         path: str,
-        body: bytes | Outgoing,
+        body: Body | Outgoing,
         more: Mapping[str, str] | None = None,
         *,
         keeps_chunked: bool = False,
@@ -159,7 +160,7 @@ class Upstream:
 
         Raises Broken, Stranger, or what the pieces raise. Cancellation closes the connection, which stops the worker.
         """
-        in_pieces = not isinstance(body, bytes)
+        in_pieces = not isinstance(body, (bytes, LargeObject))
         prove = self._unsure(instance.id) or (in_pieces and (instance.host, instance.id) not in self._keys)
         for key in self._last_key_first(instance):
             is_sent = False
@@ -170,7 +171,7 @@ class Upstream:
                 headers = _headers(key)
                 if more:
                     headers += tuple(more.items())
-                if isinstance(body, bytes):
+                if isinstance(body, (bytes, LargeObject)):
                     response = await self._connections.post(
                         instance.url,
                         path,

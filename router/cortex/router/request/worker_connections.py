@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from cortex.platform.serving.known_heads import Head, KnownHeads, has_lines, match
+from cortex.router.dialects.core.large_object import Body
 from cortex.router.request.worker_response import (
     ConnectionFailed,
     ConnectionWasReset,
@@ -69,7 +70,7 @@ class WorkerConnection(asyncio.Protocol):
         """Done when the worker has read what was sent; None: it has."""
 
     def send(
-        self, head: bytes, body: bytes, *, keeps_chunked: bool = False, is_read_whole: bool = False
+        self, head: bytes, body: Body, *, keeps_chunked: bool = False, is_read_whole: bool = False
     ) -> WorkerResponse:
         """Send a request; its answer arrives in what this returns. `keeps_chunked`: the worker takes another request
         on the connection if the answer comes in chunks."""
@@ -77,7 +78,9 @@ class WorkerConnection(asyncio.Protocol):
         self._headers = self._silent = 0
         self._keeps_chunked, self._is_between_chunks = keeps_chunked, False
         self._is_new, self._new_head = True, None
-        if len(body) <= JOIN_BYTES:
+        if not isinstance(body, bytes):
+            self._transport.writelines((head, *body.pieces))
+        elif len(body) <= JOIN_BYTES:
             self._transport.write(head + body)
         else:
             self._transport.write(head)
@@ -315,7 +318,7 @@ class WorkerConnections:
         self,
         origin: str,
         path: str,
-        body: bytes,
+        body: Body,
         headers: Headers,
         *,
         keeps_chunked: bool = False,

@@ -10,6 +10,7 @@ from cortex.router.activation.load_balancing import affinity
 from cortex.router.dialects import dialect, gate, native
 from cortex.router.dialects.chat import stream
 from cortex.router.dialects.core.errors import Dialect
+from cortex.router.dialects.core.large_object import Body
 from cortex.router.dialects.ollama import request as ollama
 from cortex.router.dialects.ollama.answer import Form, Ready
 from cortex.router.dialects.responses import request as responses
@@ -46,7 +47,7 @@ class GenerationReader(JsonReader):
         salt = reading.salts.of(function, self.caller)
         native_dialect = None if plan else native.native_dialect(function, kind, cache_is_shared=not salt)
 
-        def translate() -> tuple[dialect.ParsedRequest, bytes]:
+        def translate() -> tuple[dialect.ParsedRequest, Body]:
             parsed = (
                 dialect.read_request(kind, content, traits)
                 if native_dialect is None

@@ -15,6 +15,7 @@ from cortex.router.dialects.chat import messages as chat_messages
 from cortex.router.dialects.chat.stream import Reply
 from cortex.router.dialects.core import conversation, grammar, wire
 from cortex.router.dialects.core.errors import BadRequest
+from cortex.router.dialects.core.large_object import Body
 from cortex.router.dialects.core.traits import Traits
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
@@ -80,7 +81,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     cuts: tuple[str, ...] = ()
     completes: bool = False
 
-    def body(self, model: str, max_tokens: int | None = None) -> bytes:
+    def body(self, model: str, max_tokens: int | None = None) -> Body:
         """Return the body to send; `max_tokens` replaces the client's limit."""
         fields = self.fields
         if max_tokens is not None:
@@ -88,12 +89,16 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
             fields = fields | {name: raw(max_tokens)}
         return wire.write(fields, model)
 
-    def count(self, model: str) -> bytes:
-        """Return the body for a worker's tokenizer endpoint."""
+    def prompt(self) -> Fields:
+        """Return the fields that determine the prompt; of several prompts, the longest."""
         prompt = {name: self.fields[name] for name in conversation.PROMPT_FIELDS if name in self.fields}
         if "prompt" in self.fields:
             prompt["prompt"] = raw(_longest(msgspec.json.decode(self.fields["prompt"])))
-        return msgspec.json.encode({"model": raw(model), **prompt})
+        return prompt
+
+    def count(self, model: str) -> Body:
+        """Return the body for a worker's tokenizer endpoint."""
+        return wire.write(self.prompt(), model)
 
     def answer(self, id: str, created: int) -> Reply:
         return Reply(id=id, model=self.model, choices=self.choices, usage_is_ours=self.usage_is_ours)

@@ -4,15 +4,16 @@ It is the workers' chat dialect as structs: system, user, assistant and tool mes
 depend on the client's dialect. A field that is None is not sent.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
 
 from cortex.functions.capabilities import Sampling
 from cortex.router.dialects.core.errors import BadRequest
+from cortex.router.dialects.core.large_object import LARGE, Body, LargeObject, Values
 from cortex.router.dialects.core.sizes import MAX_TEXT, too_much_text
 from cortex.router.dialects.core.traits import Traits
-from cortex.router.dialects.core.wire import encode_parts
 
 
 class TextPart(msgspec.Struct, tag_field="type", tag="text"):
@@ -149,15 +150,15 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
 
     request: Request
     max_tokens: int | None
-    _encoded: bytes
+    _encoded: bytes | Values
 
-    def body(self, model: str, max_tokens: int | None = None) -> bytes:
+    def body(self, model: str, max_tokens: int | None = None) -> Body:
         """Return the body to send; `max_tokens` replaces the client's limit."""
         return _with(self._encoded, model, self.max_tokens if max_tokens is None else max_tokens)
 
-    def count(self, model: str) -> bytes:
+    def count(self, model: str) -> Body:
         """Return the body for a worker's tokenizer endpoint."""
-        return _with(_encode(prompt_of(self.request)), model, None)
+        return _with(_encode_request(prompt_of(self.request)), model, None)
 
 
 class TranslatedRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,11 +176,11 @@ class TranslatedRequest(msgspec.Struct, frozen=True, kw_only=True):
     cuts: tuple[str, ...] = ()
     completes: bool = False
 
-    def body(self, model: str, max_tokens: int | None = None) -> bytes:
+    def body(self, model: str, max_tokens: int | None = None) -> Body:
         """Return the body to send; `max_tokens` replaces the client's limit."""
         return self.upstream.body(model, max_tokens)
 
-    def count(self, model: str) -> bytes:
+    def count(self, model: str) -> Body:
         """Return the body for a worker's tokenizer endpoint."""
         return self.upstream.count(model)
 
@@ -188,26 +189,36 @@ def upstream(request: Request, max_tokens: int | None) -> Upstream:
     return Upstream(request=request, max_tokens=max_tokens, _encoded=_encode_request(request))
 
 
-def _encode_request(request: Request) -> bytes:
+def _encode_request(request: Request) -> bytes | Values:
     """Encode a request message by message, so that a long conversation is not one long call."""
-    messages = b",".join([_encode_message(message) for message in request.messages])
+    messages: list[bytes] = []
+    for message in request.messages:
+        messages += (b",", *_encode_message(message))
     rest = _encode(msgspec.structs.replace(request, messages=[]))
-    head = b'{"messages":['
-    return b"".join((head, messages, rest[len(head) :]))
+    if sum(map(len, messages)) < LARGE:
+        head = b'{"messages":['
+        return b"".join((head, *messages[1:], rest[len(head) :]))
+    fields = msgspec.json.decode(rest, type=dict[str, msgspec.Raw])
+    return {name: (memoryview(value),) for name, value in fields.items()} | {"messages": (b"[", *messages[1:], b"]")}
 
 
 _encode = msgspec.json.Encoder().encode
 
 
-def _encode_message(message: Message) -> bytes:
+def _encode_message(message: Message) -> Sequence[bytes]:
+    """Return a message's JSON, in pieces."""
     if isinstance(message.content, str) and len(message.content) > MAX_TEXT:
         raise too_much_text()
     if not isinstance(message, User) or isinstance(message.content, str):
-        return _encode(message)
-    return b"".join((b'{"role":"user","content":', encode_parts(message.content), b"}"))
+        return (_encode(message),)
+    parts = [piece for part in message.content for piece in (b",", _encode(part))]
+    return (b'{"role":"user","content":[', *parts[1:], b"]}")
 
 
-def _with(encoded: bytes, model: str, max_tokens: int | None) -> bytes:
+def _with(encoded: bytes | Values, model: str, max_tokens: int | None) -> Body:
+    if not isinstance(encoded, bytes):
+        limit = {} if max_tokens is None else {"max_tokens": (b"%d" % max_tokens,)}
+        return LargeObject({"model": (_encode(model),), **limit, **encoded})
     head = b'{"model":' + _encode(model)
     if max_tokens is not None:
         head += b',"max_tokens":%d' % max_tokens

@@ -13,6 +13,7 @@ import msgspec
 
 from cortex.router.dialects.core import constraints
 from cortex.router.dialects.core.errors import BadRequest, Kind
+from cortex.router.dialects.core.large_object import Body
 
 FIELDS = frozenset(
     {
@@ -164,12 +165,18 @@ def is_grammar_error(message: str) -> bool:
     return bool(_GRAMMAR.search(message)) and bool(_FAILURE.search(message))
 
 
-def loosen_request(body: bytes) -> bytes | None:
+def loosen_request(body: Body) -> Body | None:
     """Return the request with looser tool schemas; None when they are minimal already."""
+    if not isinstance(body, bytes):
+        looser = _looser_tools(body.value("tools")) if "tools" in body else None
+        return None if looser is None else body.replace({"tools": looser})
     fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    if "tools" not in fields:
-        return None
-    tools: Any = msgspec.json.decode(fields["tools"])
+    looser = _looser_tools(bytes(fields["tools"])) if "tools" in fields else None
+    return None if looser is None else msgspec.json.encode(fields | {"tools": msgspec.Raw(looser)})
+
+
+def _looser_tools(encoded: bytes) -> bytes | None:
+    tools: Any = msgspec.json.decode(encoded)
     before = msgspec.json.encode(tools)
     for tool in tools if isinstance(tools, list) else ():
         function = tool.get("function") if isinstance(tool, dict) else None
@@ -178,7 +185,7 @@ def loosen_request(body: bytes) -> bytes | None:
             if "parameters" in function:
                 function["parameters"] = _looser(function["parameters"], _MAX_DEPTH)
     after = msgspec.json.encode(tools)
-    return None if after == before else msgspec.json.encode(fields | {"tools": msgspec.Raw(after)})
+    return None if after == before else after
 
 
 def _looser(schema: Any, depth: int) -> Any:

@@ -36,8 +36,11 @@ class Bounds(Struct, frozen=True):
 BOUNDS = Bounds()
 
 
-def check_size(body: bytes) -> None:
-    """Raise BadRequest for a body that exceeds the bounds of this module."""
+def check_size(body: bytes, longest: int = 0) -> None:
+    """Raise BadRequest for a body that exceeds the bounds of this module. `longest`: the length of the longest string
+    that was cut out of it, in bytes."""
+    if longest > MAX_STRING:
+        raise _too_long_string()
     size = len(body)
     if size <= SMALL:
         return
@@ -77,7 +80,7 @@ def count_exactly(body: bytes, bounds: Bounds = BOUNDS) -> None:
         closing = _end_of_string(body, opening + 1)
         length = closing - opening - 1
         if length > MAX_STRING:
-            raise BadRequest(f"a string in the body is longer than {MAX_STRING >> 20} MiB")
+            raise _too_long_string()
         if length > _SHORT and _is_text(body, opening + 1, closing):
             text += length
             if text > MAX_TEXT:
@@ -105,6 +108,10 @@ def _is_text(body: bytes, start: int, end: int) -> bool:
         if b"\\" in piece or not piece.isascii():
             return True
     return False
+
+
+def _too_long_string() -> BadRequest:
+    return BadRequest(f"a string in the body is longer than {MAX_STRING >> 20} MiB")
 
 
 def too_much_text() -> BadRequest:

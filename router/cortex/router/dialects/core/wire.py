@@ -9,11 +9,14 @@ import codecs
 import functools
 import re
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 
 from cortex.router.dialects.core.errors import BadRequest
+from cortex.router.dialects.core.large_object import Body, LargeObject
+from cortex.router.dialects.core.long_strings import Outline
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -25,8 +28,6 @@ class UnknownField(BadRequest):
 
 _PIECE = 1024 * 1024
 """Bytes to copy, check or decode in one call; other threads run in between."""
-_LEVELS = 8
-"""Levels of large JSON to decode separately: messages, contents, parts and their fields."""
 _AT = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(.*)`$", re.DOTALL)
 _NO_NUMBER = re.compile(rb"[:,\[]\s*(NaN|-?Infinity)\b")
@@ -55,6 +56,10 @@ def parser(read: Callable[P, T]) -> Callable[P, T]:
 _decoders: dict[type, "msgspec.json.Decoder[Any]"] = {}
 
 
+def _names(shape: type) -> tuple[str, ...]:
+    return tuple(field.encode_name for field in msgspec.structs.fields(shape))
+
+
 def _decode(body: bytes, shape: type[T]) -> T:
     """Decode JSON. A decoder that exists costs less than one that msgspec makes for each call."""
     decoder = _decoders.get(shape)
@@ -67,19 +72,22 @@ def _decode(body: bytes, shape: type[T]) -> T:
 def peek(body: bytes, shape: type[T]) -> T:
     """Decode the fields of a request body that a struct has, before the rest is read. Raises BadRequest."""
     try:
-        return _decode(body, shape)
+        if len(body) < _PIECE:
+            return _decode(body, shape)
+        outline, fields = _outline(body)
+        return msgspec.convert({name: outline.decode(fields[name]) for name in _names(shape) if name in fields}, shape)
     except _ERRORS as error:
         raise _rejection(error, body) from None
 
 
 def read(body: bytes, shape: type[T]) -> T:
     """Decode a whole request body. Raises BadRequest."""
+    if len(body) >= _PIECE:
+        return read_fields(body, shape)[0]
     try:
         if not body.isascii():
             _check_utf8(body)  # msgspec skips unknown fields without validating them
-        if len(body) < _PIECE:
-            return _decode(body, shape)
-        return msgspec.convert(decode_parts(body), shape)
+        return _decode(body, shape)
     except _ERRORS as error:
         raise _rejection(error, body) from None
 
@@ -89,12 +97,24 @@ def read_fields(body: bytes, shape: type[T]) -> tuple[T, dict[str, msgspec.Raw]]
     if len(body) < _PIECE:
         return read(body, shape), _fields(body)
     try:
-        if not body.isascii():
+        outline, fields = _outline(body)
+        if not outline.text.isascii():
             _check_utf8(body)
-        fields = _fields(body)
-        return msgspec.convert({name: decode_parts(value) for name, value in fields.items()}, shape), fields
+        params = msgspec.convert({name: outline.decode(value) for name, value in fields.items()}, shape)
     except _ERRORS as error:
         raise _rejection(error, body) from None
+    return params, {name: outline.restore(value) for name, value in fields.items()}
+
+
+def _outline(body: bytes) -> tuple[Outline, dict[str, msgspec.Raw]]:
+    """Return a large body without its long strings, and its fields. Raises DecodeError."""
+    outline = Outline(body)
+    try:
+        outline.check()
+        return outline, outline.fields()
+    except msgspec.DecodeError:
+        _fields(body)  # the error has the byte
+        raise
 
 
 def _rejection(error: Exception, body: bytes) -> BadRequest:
@@ -118,22 +138,23 @@ def _field_of(body: bytes, number: re.Match[bytes]) -> str | None:
     return field[1].decode("utf-8", "replace") if field else None
 
 
-def decode_parts(raw: bytes | msgspec.Raw, levels: int = _LEVELS) -> Any:
+def decode_parts(raw: bytes | msgspec.Raw) -> Any:
     """Decode JSON, large values element by element, so that no single call takes long."""
-    view = memoryview(raw)
-    if len(view) < _PIECE or not levels:
+    if len(memoryview(raw)) < _PIECE:
         return msgspec.json.decode(raw)
-    match bytes(view[:1]):
-        case b"[":
-            return [decode_parts(one, levels - 1) for one in msgspec.json.decode(raw, type=list[msgspec.Raw])]
-        case b"{":
-            return {name: decode_parts(one, levels - 1) for name, one in _fields(raw).items()}
-    return msgspec.json.decode(raw)
+    outline = Outline(memoryview(raw))
+    return outline.decode(outline.text)
 
 
 def encode_parts(values: Sequence[Any]) -> bytes:
-    """Encode a list, element by element."""
-    return b"".join((b"[", b",".join([_encode(value) for value in values]), b"]"))
+    """Encode a list, element by element. Other threads run in between."""
+    whole, opening = BytesIO(), b"["
+    for value in values:
+        whole.write(opening)
+        whole.write(_encode(value))
+        opening = b","
+    whole.write(b"]" if values else b"[]")
+    return whole.getvalue()
 
 
 def contains(raw: bytes | msgspec.Raw, mark: bytes) -> bool:
@@ -178,18 +199,12 @@ def text_of(value: object) -> str:
     return _encode(value).decode()
 
 
-def write(fields: dict[str, msgspec.Raw], model: str) -> bytes:
+def write(fields: dict[str, msgspec.Raw], model: str) -> Body:
     """Encode a request from its fields, with the worker's name of the model. A duplicate field is sent once, with the
     value that was parsed."""
     if max([len(memoryview(value)) for value in fields.values()]) < _PIECE:
         return _encode({**fields, "model": model})
-    views = {name: memoryview(value) for name, value in fields.items()}
-    views["model"] = memoryview(_encode(model))
-    pieces: list[bytes] = []
-    for name, view in views.items():
-        pieces += (b"," if pieces else b"{", _encode(name), b":")
-        pieces += (bytes(view[at : at + _PIECE]) for at in range(0, len(view), _PIECE))
-    return b"".join((*pieces, b"}"))
+    return LargeObject({**{name: (memoryview(value),) for name, value in fields.items()}, "model": (_encode(model),)})
 
 
 def _with_path(error: msgspec.ValidationError, at: str) -> BadRequest:

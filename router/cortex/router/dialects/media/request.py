@@ -6,6 +6,7 @@ from cortex.functions.passing import Passing, passing
 from cortex.router.dialects import gate
 from cortex.router.dialects.core import wire
 from cortex.router.dialects.core.errors import BadRequest, Dialect
+from cortex.router.dialects.core.large_object import Body
 from cortex.router.dialects.media import bounds
 from cortex.router.dialects.media.answer import Reply
 
@@ -42,7 +43,7 @@ class MediaRequest(msgspec.Struct, frozen=True, kw_only=True):
     answers: int = 1
     dropped: tuple[str, ...] = ()
 
-    def body(self, model: str) -> bytes:
+    def body(self, model: str) -> Body:
         """Return the body to send."""
         return wire.write(self.fields, model)
 

@@ -9,6 +9,7 @@ from cortex.router.dialects import embeddings, gate
 from cortex.router.dialects.core import wire
 from cortex.router.dialects.core.chunks import Plain, map_json_errors
 from cortex.router.dialects.core.errors import BadRequest
+from cortex.router.dialects.core.large_object import Body
 
 
 class _Embed(msgspec.Struct):
@@ -45,7 +46,7 @@ class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True):
     is_older: bool = False
     dropped: tuple[str, ...] = ()
 
-    def body(self, model: str) -> bytes:
+    def body(self, model: str) -> Body:
         """Return the body to send."""
         return self.request.body(model)
 
