@@ -1,8 +1,11 @@
 """Files of cortex are readable by its user only, with any umask."""
 
+import contextlib
 import os
+import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,13 +27,21 @@ open("cache/weights/model.gguf", "w").close()
 """
 
 
+def modes_below(top: Path) -> Iterator[tuple[Path, int]]:
+    """Return a folder and what is in it, with the permissions of others. The agent renames its drafts meanwhile."""
+    for path in (top, *top.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):
+            mode = path.lstat().st_mode
+            if not stat.S_ISLNK(mode):
+                yield path, mode & 0o077
+
+
 def test_all_files_of_a_running_cortex_are_private(tmp_path: Path) -> None:
     stack = Stack(tmp_path, fake("one/model"))  # with a Redis of its own
     try:
         stack.chat("one/model").raise_for_status()
         state, cache = (tmp_path / name / "cortex" for name in ("state", "cache"))
-        readings = [p for top in (state, cache) if top.exists() for p in (top, *top.rglob("*")) if not p.is_symlink()]
-        modes = {str(p.relative_to(tmp_path)): p.lstat().st_mode & 0o077 for p in readings}
+        modes = {str(p.relative_to(tmp_path)): mode for top in (state, cache) for p, mode in modes_below(top)}
     finally:
         stack.end()
 
