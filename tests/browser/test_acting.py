@@ -182,7 +182,7 @@ def test_a_warm_shows_its_victim_which_then_leaves(machines: Machines, enter: En
     machines.chat("org/kept")
     machines.http.post("/admin/hosts/left/uncordon")
     machines.http.post("/admin/hosts/right/uncordon")
-    assert machines.place("org/kept") == third
+    eventually(lambda: machines.place("org/kept") == third, what="the instance in its host's record")
     page = enter("admin")
 
     def planned() -> str:
@@ -191,20 +191,22 @@ def test_a_warm_shows_its_victim_which_then_leaves(machines: Machines, enter: En
         return str(page.locator("#panel").inner_text())
 
     def possible() -> str:
-        if "Would be evicted" in (output := planned()):
+        # The agent names the victim, and its rank is the router's, which may know of the last use later.
+        if "least recently used" in (output := planned()):
             return output
         page.locator("#panel .panel-close button").click()
         return ""
 
-    plan = eventually(possible, within_s=30, what="no instance to be newly loaded")
+    plan = eventually(possible, within_s=45, what="no instance to be newly loaded")
     shot(page, "evicts-laptop-light")
     page.locator("#panel").get_by_role("button", name="Warm", exact=True).click()
     eventually(lambda: machines.place("org/new") == third, what="the instance in its host's record")
 
     assert "org/kept, idle for" in plan
-    assert "least recently used" in plan
+    assert "org/kept: " not in plan  # among those that stay
     assert machines.instance("org/kept") is None
-    assert machines.decisions(function="org/kept", what="evicted")[0]["why"] == "for org/new"
+    evicted = eventually(lambda: machines.decisions(function="org/kept", what="evicted"), what="the decision")
+    assert evicted[0]["why"] == "for org/new"
     page.locator("#decisions", has_text="evicted").wait_for()
 
 

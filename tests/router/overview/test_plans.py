@@ -52,6 +52,20 @@ def test_the_plan_of_a_warm_has_the_rank_of_each_eviction_and_the_protected_inst
     assert [(c.function, c.protection) for c in plan.stays] == [("org/pinned", "pinned"), ("org/busy", "busy")]
 
 
+def test_an_instance_that_the_agent_would_evict_does_not_stay_although_the_router_knows_no_use_of_it() -> None:
+    here = a_host(
+        an_instance("served", function="org/served", ready=NOW - 15),
+        an_instance("pinned", function="org/pinned", ready=0.5, pinned=True),
+    )
+    snapshot = a_snapshot(a_function(), hosts=(named("host-a", here),))
+    placement = PlacementPlan(host="host-a", devices=("gpu-0",), evict=(Victim("served", "org/served", 10.0),))
+
+    plan = plans.warm(a_function(), placement, {}, snapshot, index(snapshot))
+
+    assert [(e.function, e.idle_s, e.rank) for e in plan.evictions] == [("org/served", 10.0, 0)]
+    assert [(c.function, c.protection) for c in plan.stays] == [("org/pinned", "pinned")]
+
+
 def test_a_warm_that_no_host_can_run_is_impossible() -> None:
     snapshot = a_snapshot(a_function())
 

@@ -39,6 +39,7 @@ def warm(
         return plan
     record = snapshot.fleet.hosts.get(placement.host)
     order = eviction_order(record, snapshot, index) if record else ()
+    victims = {victim.instance for victim in placement.evict}  # the agent decides: the router may know of a use later
     start = PlannedStart(
         host=placement.host,
         instance=placement.there or placement.returns,
@@ -53,7 +54,7 @@ def warm(
         effect=Effect.NOTHING if placement.there else Effect.CHANGE,
         start=start,
         evictions=tuple(_eviction(victim, order, index) for victim in placement.evict),
-        stays=tuple(c for c in order if c.protection) if placement.evict else (),
+        stays=tuple(c for c in order if c.protection and c.instance not in victims) if victims else (),
     )
 
 
