@@ -8,6 +8,7 @@ import contextlib
 import os
 import secrets
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -108,6 +109,9 @@ from cortex.router.usage import UsageCounts
 COLLECT_AFTER = 10_000
 """Objects to allocate between two collections of the youngest ones; Python's default is 700. A request leaves almost no
 cycles."""
+SWITCH_S = 0.0005
+"""How long a thread that parses a large body may keep the event loop waiting each time; Python's default is 5 ms, and
+the loop may have to wait several times in one turn."""
 
 
 def create_app(settings: Settings) -> Dispatcher:
@@ -325,6 +329,7 @@ class _RouterWorker:
             await self.reporter.report()
         tasks = [asyncio.create_task(self.faults.run(name, loop)) for name, loop in self._loops().items()]
         garbage.settle(COLLECT_AFTER)
+        sys.setswitchinterval(SWITCH_S)
         systemd.notify("READY=1")
         try:
             yield

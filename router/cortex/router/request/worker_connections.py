@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from cortex.platform.serving.known_heads import Head, KnownHeads, has_lines, match
-from cortex.router.dialects.core.large_object import Body
+from cortex.router.dialects.core.large_object import Body, LargeObject, Piece
 from cortex.router.request.worker_response import (
     ConnectionFailed,
     ConnectionWasReset,
@@ -34,6 +34,8 @@ READ_HEADERS = {
 """The headers that an answer keeps."""
 JOIN_BYTES = 64 * 1024
 """A body up to this size goes out in one piece with its head."""
+SLICE_BYTES = 512 * 1024
+"""Bytes of a large body to write at a time."""
 PAUSE_S = 1.0
 """A server closes connections that it keeps only after a longer pause."""
 Headers = tuple[tuple[str, str], ...]
@@ -70,7 +72,7 @@ class WorkerConnection(asyncio.Protocol):
         """Done when the worker has read what was sent; None: it has."""
 
     def send(
-        self, head: bytes, body: Body, *, keeps_chunked: bool = False, is_read_whole: bool = False
+        self, head: bytes, body: bytes, *, keeps_chunked: bool = False, is_read_whole: bool = False
     ) -> WorkerResponse:
         """Send a request; its answer arrives in what this returns. `keeps_chunked`: the worker takes another request
         on the connection if the answer comes in chunks."""
@@ -78,22 +80,28 @@ class WorkerConnection(asyncio.Protocol):
         self._headers = self._silent = 0
         self._keeps_chunked, self._is_between_chunks = keeps_chunked, False
         self._is_new, self._new_head = True, None
-        if not isinstance(body, bytes):
-            self._transport.writelines((head, *body.pieces))
-        elif len(body) <= JOIN_BYTES:
+        if len(body) <= JOIN_BYTES:
             self._transport.write(head + body)
         else:
             self._transport.write(head)
             self._transport.write(body)
         return response
 
-    async def send_pieces(self, head: bytes, pieces: AsyncIterator[bytes], *, chunked: bool) -> WorkerResponse:
+    async def send_pieces(
+        self,
+        head: bytes,
+        pieces: AsyncIterator[Piece],
+        *,
+        chunked: bool = False,
+        keeps_chunked: bool = False,
+        is_read_whole: bool = False,
+    ) -> WorkerResponse:
         """Send a request whose body comes in pieces, no faster than the worker reads, and return its answer after the
         head. If the worker refuses the request early, the rest of it is not sent.
 
         Raises ConnectionFailed, and what the pieces raise.
         """
-        response = self.send(head, b"")
+        response = self.send(head, b"", keeps_chunked=keeps_chunked, is_read_whole=is_read_whole)
         self._is_sending = True
         sending = asyncio.ensure_future(self._send_pieces(pieces, chunked=chunked))
         answered = asyncio.ensure_future(response.head())
@@ -110,12 +118,12 @@ class WorkerConnection(asyncio.Protocol):
                 task.cancel()
             await asyncio.gather(sending, answered, return_exceptions=True)
 
-    async def _send_pieces(self, pieces: AsyncIterator[bytes], *, chunked: bool) -> None:
+    async def _send_pieces(self, pieces: AsyncIterator[Piece], *, chunked: bool) -> None:
         async for piece in pieces:
             if not self.is_open:
                 return  # the answer has the reason
             if piece:
-                self._transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+                self._transport.write(b"%x\r\n%b\r\n" % (len(piece), bytes(piece)) if chunked else piece)
             if self._room is not None:
                 await self._room
         if chunked and self.is_open:
@@ -331,14 +339,13 @@ class WorkerConnections:
         Raises NotConnected, ConnectionWasReset or ConnectionFailed. Cancellation closes the connection.
         """
         connection = self._take(origin) or await self._connect(origin)
-        head = _head(origin, path, headers)
-        response = connection.send(
-            b"%bContent-Length: %d\r\n\r\n" % (head, len(body)),
-            body,
-            keeps_chunked=keeps_chunked,
-            is_read_whole=is_read_whole,
-        )
+        head = b"%bContent-Length: %d\r\n\r\n" % (_head(origin, path, headers), len(body))
         try:
+            if not isinstance(body, bytes):
+                return await connection.send_pieces(
+                    head, _slices(body), keeps_chunked=keeps_chunked, is_read_whole=is_read_whole
+                )
+            response = connection.send(head, body, keeps_chunked=keeps_chunked, is_read_whole=is_read_whole)
             await response.head()
         except BaseException:
             connection.abort()
@@ -440,6 +447,13 @@ class WorkerConnections:
             if not connections:
                 del self._idle[origin]
         self._sweep = self._loop.call_later(self._idle_s, self._close_stale) if self._idle else None
+
+
+async def _slices(body: LargeObject) -> AsyncIterator[Piece]:
+    """Yield a body in pieces that each hold the loop for a millisecond at most."""
+    for piece in body.pieces:
+        for at in range(0, len(piece), SLICE_BYTES):
+            yield piece[at : at + SLICE_BYTES]
 
 
 @functools.lru_cache(1024)
