@@ -9,9 +9,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cortex.router.dialects.core import grammar, long_strings, wire
-from cortex.router.dialects.core.errors import BadRequest
+from cortex.router.dialects.core.errors import BadRequest, Dialect
 from cortex.router.dialects.core.large_object import LargeObject, head, tail, with_fields
 from cortex.router.dialects.core.long_strings import Outline
+from cortex.router.dialects.core.traits import Traits
+from cortex.router.dialects.dialect import read_request
 from cortex.router.request.assemble import asked_to_stream
 from cortex.router.request.intake import repair
 from cortex.router.request.prompt_cache import salted
@@ -159,3 +161,44 @@ def test_what_reads_a_body_on_its_way_sees_the_same_in_pieces() -> None:
     for change in (asked_to_stream, grammar.loosen_request, lambda body: salted(body, "s"), lambda body: body):
         assert json.loads(bytes(change(large) or b"")) == json.loads(bytes(change(whole) or b""))
     assert asked_to_stream(large.replace({"logprobs": b"true"})) is None
+
+
+def image(data: str) -> bytes:
+    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + data}}
+    return json.dumps({"model": "m", "messages": [{"role": "user", "content": [part]}]}).encode()
+
+
+@pytest.mark.parametrize("dialect", ["chat", "ollama_chat"])
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        ("abc+" * (MIB // 2), None),
+        ("abc/" * (MIB // 2) + "ab==", None),
+        ("abcd" * (MIB // 2) + "ab=", "not valid base64"),
+        ("abcd" * (MIB // 2) + "a", "not valid base64"),
+        ("abcd" * (MIB // 4) + "ab*d" + "abcd" * (MIB // 4), "not valid base64"),
+        ("abcd" * (MIB // 4) + "ab==" + "abcd" * (MIB // 4), "not valid base64"),
+        ("abcd " * (MIB // 2), None),
+    ],
+)
+def test_a_large_image_is_checked_to_its_end(dialect: Dialect, data: str, why: str | None) -> None:
+    large = image(data)
+    if dialect == "ollama_chat":
+        url = "data:image/png;base64," + data
+        large = json.dumps({"model": "m", "messages": [{"role": "user", "content": "a", "images": [url]}]}).encode()
+    traits = Traits(vision=True)
+
+    if why is None:
+        sent = json.loads(bytes(read_request(dialect, large, traits).body("w")))
+        assert data.replace(" ", "")[-100:] in json.dumps(sent).replace(" ", "")
+    else:
+        with pytest.raises(BadRequest, match=why):
+            read_request(dialect, large, traits)
+
+
+def test_a_large_chat_reaches_the_worker_as_it_was_sent() -> None:
+    large = body("word " * MIB)
+
+    sent = json.loads(bytes(read_request("chat", large, Traits()).body("m")))
+
+    assert sent["messages"] == json.loads(large)["messages"]

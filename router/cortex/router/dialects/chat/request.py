@@ -155,16 +155,17 @@ def _change(
 
 
 def _decode(body: bytes) -> tuple[_Chat, Fields, list[str]]:
-    """Return the parsed request, its fields, and the names of dropped message fields.
+    """Return the parsed request, its fields, and the names of dropped message fields. Long strings in the parsed
+    messages, which are checked only, are cut.
 
     Messages are parsed once unless they have fields that are not allowed.
     """
     try:
-        return *wire.read_fields(body, _Chat), []
+        return *wire.read_fields(body, _Chat, partly="messages"), []
     except wire.UnknownField:
         fields = msgspec.json.decode(body, type=Fields)
         fields["messages"], message_fields = gate.plain_messages(fields["messages"])
-        return *wire.read_fields(msgspec.json.encode(fields), _Chat), message_fields
+        return *wire.read_fields(msgspec.json.encode(fields), _Chat, partly="messages"), message_fields
 
 
 def _loosen_tools(

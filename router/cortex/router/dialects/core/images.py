@@ -10,6 +10,7 @@ from typing import Any
 
 from cortex.router.dialects.core.conversation import ImagePart, ImageUrl
 from cortex.router.dialects.core.errors import BadRequest
+from cortex.router.dialects.core.long_strings import Beginning, whole
 
 
 def from_base64(media_type: object, data: object, at: str) -> ImagePart:
@@ -42,6 +43,7 @@ def check_base64(data: object, at: str) -> str:
         raise BadRequest("expected a string", at)
     if _is_base64(data):
         return data
+    data = whole(data)
     joined = "".join(data.split())
     if _is_base64(joined):
         return joined
@@ -52,6 +54,7 @@ def _data_url(url: str, comma: int, at: str) -> str:
     """Return a data URL whose data, after the comma, is valid base64 without whitespace. Raises BadRequest."""
     if url.startswith("data:") and _is_base64(url, comma + 1):
         return url  # no copy
+    url = whole(url)
     return f"data:{url[5:comma]},{check_base64(url[comma + 1 :], at)}"
 
 
@@ -63,17 +66,23 @@ _MOST_PADS = 2
 
 def _is_base64(text: str, start: int = 0) -> bool:
     """Whether a text is base64 of at least one byte, from an index on."""
-    end = len(text)
-    while end > start and len(text) - end < _MOST_PADS and text[end - 1] == "=":
+    data: str | memoryview = text.data if isinstance(text, Beginning) else text
+    end = size = len(data)
+    while end > start and size - end < _MOST_PADS and data[end - 1] in ("=", ord("=")):
         end -= 1
-    rest, pads = (end - start) % 4, len(text) - end
+    rest, pads = (end - start) % 4, size - end
     if end == start or rest == 1 or (rest and pads < 4 - rest):
         return False
     try:
-        pieces = (text[at : min(at + _PIECE, end)].encode("ascii") for at in range(start, end, _PIECE))
-        return not any(piece.translate(None, _ALPHABET) for piece in pieces)
+        pieces = (data[at : min(at + _PIECE, end)] for at in range(start, end, _PIECE))
+        return not any(_bytes(piece).translate(None, _ALPHABET) for piece in pieces)
     except UnicodeEncodeError:
         return False
+
+
+def _bytes(ascii: str | memoryview) -> bytes:
+    """Raises UnicodeEncodeError."""
+    return ascii.encode("ascii") if isinstance(ascii, str) else bytes(ascii)
 
 
 def as_text(data: object, at: str) -> str:

@@ -18,6 +18,8 @@ _STEP = 8 * 1024
 """Bytes without a quote that are looked at as a part of a long string."""
 _LOOK = 128 * 1024
 """Bytes to look at in one call; other threads run in between."""
+_BEGINNING = 4096
+"""Characters of a Beginning, more than in the head of a data URL."""
 _PIECE = 1024 * 1024
 """Bytes to decode in one call."""
 _LEVELS = 8
@@ -29,6 +31,13 @@ _DIGITS = 8
 _split_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _split_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _skip = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+class Beginning(str):
+    """The first characters of a long string, in place of all of it. `data` is the whole, in ASCII."""
+
+    __slots__ = ("data",)
+    data: memoryview
 
 
 class Outline:
@@ -56,18 +65,19 @@ class Outline:
         """Return the fields of an object, as parts of the text. Raises msgspec.DecodeError."""
         return {self._name(name): part for name, part in _split_fields(self.text).items()}
 
-    def decode(self, part: bytes | msgspec.Raw, levels: int = _LEVELS) -> Any:
-        """Decode a part of the text with its long strings: a large one element by element, so that no single call takes
-        long. Raises msgspec.DecodeError."""
+    def decode(self, part: bytes | msgspec.Raw, *, whole: bool = True, levels: int = _LEVELS) -> Any:
+        """Decode a part of the text with its long strings, or with the Beginning of each, unless `whole`: a large part
+        element by element, so that no single call takes long. Raises msgspec.DecodeError."""
         view = memoryview(part)
         if len(view) >= _PIECE and levels:
             match bytes(view[:1]):
                 case b"[":
-                    return [self.decode(one, levels - 1) for one in _split_elements(part)]
+                    return [self.decode(one, whole=whole, levels=levels - 1) for one in _split_elements(part)]
                 case b"{":
-                    return {self._name(k): self.decode(one, levels - 1) for k, one in _split_fields(part).items()}
+                    fields = _split_fields(part).items()
+                    return {self._name(k): self.decode(one, whole=whole, levels=levels - 1) for k, one in fields}
         value = msgspec.json.decode(part)
-        return self._fill(value) if self.strings and self._mark in bytes(view) else value
+        return self._fill(value, whole=whole) if self.strings and self._mark in bytes(view) else value
 
     def restore(self, part: msgspec.Raw) -> msgspec.Raw:
         """Return a part of the text with its long strings, as a view of the original."""
@@ -98,27 +108,36 @@ class Outline:
         ends = [end for _start, end in self.strings]
         return [self._json[end:start] for end, start in zip((0, *ends), (*starts, None), strict=True)]
 
-    def _fill(self, value: Any) -> Any:
+    def _fill(self, value: Any, *, whole: bool) -> Any:
         """Return a decoded part of the text with its long strings."""
         if isinstance(value, str):
-            return self._name(value)
+            return self._name(value, whole=whole)
         if isinstance(value, list):
-            return [self._fill(element) for element in value]
+            return [self._fill(element, whole=whole) for element in value]
         if isinstance(value, dict):
-            return {self._name(name): self._fill(field) for name, field in value.items()}
+            return {self._name(name): self._fill(field, whole=whole) for name, field in value.items()}
         return value
 
-    def _name(self, text: str) -> str:
+    def _name(self, text: str, *, whole: bool = True) -> str:
         """Return a decoded string, or the long string whose name it is."""
         if not self.strings or not text.startswith(self._prefix):
             return text
         start, end = self.strings[int(text[len(self._prefix) :], 16)]
-        return str(self._json[start:end], "ascii")
+        if whole:
+            return str(self._json[start:end], "ascii")
+        beginning = Beginning(str(self._json[start : min(start + _BEGINNING, end)], "ascii"))
+        beginning.data = self._json[start:end]
+        return beginning
 
     def _range(self, text: bytes, at: int) -> tuple[int, int]:
         """Return the range of the string whose name is at this index of a text."""
         start = at + len(self._mark)
         return self.strings[int(text[start : start + _DIGITS], 16)]
+
+
+def whole(text: str) -> str:
+    """Return a string, whole if it is a Beginning."""
+    return str(text.data, "ascii") if isinstance(text, Beginning) else text
 
 
 def _long_strings(json: memoryview) -> Iterator[tuple[int, int]]:

@@ -74,7 +74,7 @@ def peek(body: bytes, shape: type[T]) -> T:
     try:
         if len(body) < _PIECE:
             return _decode(body, shape)
-        outline, fields = _outline(body)
+        outline, fields = _outline(body, check=False)
         return msgspec.convert({name: outline.decode(fields[name]) for name in _names(shape) if name in fields}, shape)
     except _ERRORS as error:
         raise _rejection(error, body) from None
@@ -92,25 +92,29 @@ def read(body: bytes, shape: type[T]) -> T:
         raise _rejection(error, body) from None
 
 
-def read_fields(body: bytes, shape: type[T]) -> tuple[T, dict[str, msgspec.Raw]]:
-    """Decode a whole request body, and return its fields as they were sent too. Raises BadRequest."""
+def read_fields(body: bytes, shape: type[T], *, partly: str = "") -> tuple[T, dict[str, msgspec.Raw]]:
+    """Decode a whole request body, and return its fields as they were sent too. A long string in the field `partly` is
+    a `Beginning`, if the body is large. Raises BadRequest."""
     if len(body) < _PIECE:
         return read(body, shape), _fields(body)
     try:
         outline, fields = _outline(body)
         if not outline.text.isascii():
             _check_utf8(body)
-        params = msgspec.convert({name: outline.decode(value) for name, value in fields.items()}, shape)
+        values = {name: outline.decode(value, whole=name != partly) for name, value in fields.items()}
+        params = msgspec.convert(values, shape)
     except _ERRORS as error:
         raise _rejection(error, body) from None
     return params, {name: outline.restore(value) for name, value in fields.items()}
 
 
-def _outline(body: bytes) -> tuple[Outline, dict[str, msgspec.Raw]]:
-    """Return a large body without its long strings, and its fields. Raises DecodeError."""
+def _outline(body: bytes, *, check: bool = True) -> tuple[Outline, dict[str, msgspec.Raw]]:
+    """Return a large body without its long strings, and its fields; `check`: the strings are valid. Raises
+    DecodeError."""
     outline = Outline(body)
     try:
-        outline.check()
+        if check:
+            outline.check()
         return outline, outline.fields()
     except msgspec.DecodeError:
         _fields(body)  # the error has the byte
