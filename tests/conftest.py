@@ -5,7 +5,6 @@ import functools
 import gc
 import importlib
 import os
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -17,10 +16,6 @@ from tests.support import program
 # Every client reads the machine's certificate authorities anew: 46 ms of CPU, and tests make thousands of clients.
 transports.create_ssl_context = functools.cache(transports.create_ssl_context)  # type: ignore[attr-defined]
 
-
-# Without bytecode, every process compiles the tests anew, and each of the hundreds that they start compiles cortex.
-sys.dont_write_bytecode = False
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # llama.cpp's threads wait for each other in a loop. With two of them, and other processes on the cores, an answer of a
 # tiny model takes 30 times as much CPU time and 15 times as long as with one.
