@@ -211,6 +211,7 @@ class Supervisor:
         if (previous := self._effects.pop(name, None)) is not None:
             previous.cancel()
         task = self._effects[name] = self._own(f"{kind} {instance.id}", run())
+        task.add_done_callback(lambda _: work.close())  # a task that is cancelled before its first step awaits nothing
         task.add_done_callback(lambda t: self._effects.pop(name) if self._effects.get(name) is t else None)
 
     async def _insist(self, kind: str, instance: Instance, work: Callable[[], Awaitable[None]]) -> None:
