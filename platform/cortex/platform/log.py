@@ -16,9 +16,12 @@ from datetime import UTC, datetime
 from typing import Any, TextIO, cast
 
 import msgspec
-import structlog
 
+from cortex.platform.process import unused_packages
 from cortex.platform.settings import Log
+
+with unused_packages.without("rich"):  # for tracebacks of a kind that cortex does not write: a fifteenth of a start
+    import structlog
 
 _lines_from: int | None = None
 """The lowest level of JSON lines; None: structlog writes for a terminal."""
