@@ -6,7 +6,7 @@ from io import BytesIO
 import msgspec
 
 LARGE = 1024 * 1024
-"""Bytes of a value from which on it is not copied."""
+"""Bytes from which JSON is read without its long strings, and a value is sent without a copy."""
 COPIED = 64 * 1024
 """Bytes of a piece that is copied into the one before it."""
 _PIECE = 1024 * 1024

@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 import msgspec
 
 from cortex.router.dialects.core.errors import BadRequest
-from cortex.router.dialects.core.large_object import Body, LargeObject
+from cortex.router.dialects.core.large_object import LARGE, Body, LargeObject
 from cortex.router.dialects.core.long_strings import Outline
 
 T = TypeVar("T")
@@ -27,7 +27,7 @@ class UnknownField(BadRequest):
 
 
 _PIECE = 1024 * 1024
-"""Bytes to copy, check or decode in one call; other threads run in between."""
+"""Bytes to search or check in one call; other threads run in between."""
 _AT = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(.*)`$", re.DOTALL)
 _NO_NUMBER = re.compile(rb"[:,\[]\s*(NaN|-?Infinity)\b")
@@ -72,7 +72,7 @@ def _decode(body: bytes, shape: type[T]) -> T:
 def peek(body: bytes, shape: type[T]) -> T:
     """Decode the fields of a request body that a struct has, before the rest is read. Raises BadRequest."""
     try:
-        if len(body) < _PIECE:
+        if len(body) < LARGE:
             return _decode(body, shape)
         outline, fields = _outline(body, check=False)
         return msgspec.convert({name: outline.decode(fields[name]) for name in _names(shape) if name in fields}, shape)
@@ -82,7 +82,7 @@ def peek(body: bytes, shape: type[T]) -> T:
 
 def read(body: bytes, shape: type[T]) -> T:
     """Decode a whole request body. Raises BadRequest."""
-    if len(body) >= _PIECE:
+    if len(body) >= LARGE:
         return read_fields(body, shape)[0]
     try:
         if not body.isascii():
@@ -95,7 +95,7 @@ def read(body: bytes, shape: type[T]) -> T:
 def read_fields(body: bytes, shape: type[T], *, partly: str = "") -> tuple[T, dict[str, msgspec.Raw]]:
     """Decode a whole request body, and return its fields as they were sent too. A long string in the field `partly` is
     a `Beginning`, if the body is large. Raises BadRequest."""
-    if len(body) < _PIECE:
+    if len(body) < LARGE:
         return read(body, shape), _fields(body)
     try:
         outline, fields = _outline(body)
@@ -144,7 +144,7 @@ def _field_of(body: bytes, number: re.Match[bytes]) -> str | None:
 
 def decode_parts(raw: bytes | msgspec.Raw) -> Any:
     """Decode JSON, large values element by element, so that no single call takes long."""
-    if len(memoryview(raw)) < _PIECE:
+    if len(memoryview(raw)) < LARGE:
         return msgspec.json.decode(raw)
     outline = Outline(memoryview(raw))
     return outline.decode(outline.text)
@@ -206,7 +206,7 @@ def text_of(value: object) -> str:
 def write(fields: dict[str, msgspec.Raw], model: str) -> Body:
     """Encode a request from its fields, with the worker's name of the model. A duplicate field is sent once, with the
     value that was parsed."""
-    if max([len(memoryview(value)) for value in fields.values()]) < _PIECE:
+    if max([len(memoryview(value)) for value in fields.values()]) < LARGE:
         return _encode({**fields, "model": model})
     return LargeObject({**{name: (memoryview(value),) for name, value in fields.items()}, "model": (_encode(model),)})
 
