@@ -16,9 +16,9 @@ up *args:
 # what has to hold before a commit: lint, types, layers, tests
 check: lint types layers lint-deploy test test-long
 
-# the tests; arguments go to pytest. Three processes on two cores: a test that waits leaves its core to the others
+# the tests; arguments go to pytest. Four processes on two cores: a test that waits leaves its core to the others
 test *args:
-    uv run pytest -n 3 --dist loadgroup "$@"
+    uv run pytest -n 4 --dist loadgroup "$@"
 
 # the tests that cost much of a minute each: kills and faults under load, the README typed in
 test-long *args:
