@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,14 @@ def test_up_runs_its_own_redis_and_other_commands_find_it(first: Stack) -> None:
     assert first.http.post(
         "/v1/chat/completions", json={"model": "fake/one", "messages": [{"role": "user", "content": "x"}]}
     ).is_success
+
+
+def test_commands_find_up_before_its_router_answers(first: Stack) -> None:
+    state = first.folder / "state" / "cortex"
+    log = (json.loads(line) for line in (state / "log" / "router.log").read_text().splitlines())
+    ready = next(datetime.fromisoformat(line["timestamp"]) for line in log if line["event"] == "router_listening")
+
+    assert (state / "up.json").stat().st_mtime < ready.timestamp()
 
 
 def test_sigterm_ends_up_and_its_children_within_ten_seconds(first: Stack) -> None:

@@ -153,9 +153,7 @@ async def run(settings: Settings, models: Path | None, port: int | None, workers
         await _start(settings, children, workers, stop, lock)
         if stop.is_set():
             return 0
-        url = f"http://{settings.gateway.listen}"
-        local.announce(url)
-        _welcome(url, catalogue, settings)
+        _welcome(f"http://{settings.gateway.listen}", catalogue, settings)
         tasks = [asyncio.create_task(task) for task in (*(c.supervise() for c in children), bound_logs(children))]
         await stop.wait()
         for task in tasks:
@@ -272,6 +270,8 @@ async def _with_redis(settings: Settings, runtime_dir: Path, children: list[Chil
 
 async def _start(settings: Settings, children: list[Child], workers: int, stop: asyncio.Event, lock: int) -> None:
     """Start the other programs and wait until the router is healthy. Raises Failed."""
+    url = f"http://{settings.gateway.listen}"
+    local.announce(url)  # before the router answers: a command that reaches it finds the local key
     env = encode_env(settings)
     program = [sys.executable, "-m", "cortex.cli"]
     for name, arguments in (
@@ -282,7 +282,6 @@ async def _start(settings: Settings, children: list[Child], workers: int, stop: 
         child = Child(name, [*program, *arguments], env, _log(name), lock)
         children.append(child)
         await child.start()
-    url = f"http://{settings.gateway.listen}"
     try:
         async with asyncio.timeout(START_S):
             while not stop.is_set() and not await asyncio.to_thread(_is_healthy, url):
