@@ -217,6 +217,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=1000, help="plain requests per round and server")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--held", type=int, default=5000, help="streams that one router process holds")
+    parser.add_argument("--users", type=int, default=50, help="users of the paced requests")
+    parser.add_argument("--rate", type=int, default=200, help="paced requests per second")
     parser.add_argument("--many", type=int, default=100_000, help="requests over which memory is watched")
     parser.add_argument("--functions", type=int, default=1000, help="functions of the cold path's catalogue")
     parser.add_argument("--starts", type=int, default=40, help="cold starts to measure")
@@ -347,9 +349,40 @@ def _scaling(bench: Bench, servers: Sequence[Contender], options: argparse.Names
     )
 
 
+def _added(bench: Bench, servers: Sequence[Contender], options: argparse.Namespace) -> tuple[str, str]:
+    """Compare the time of a request with the time without a server between, at a rate that leaves the machine idle."""
+    plain, users, rate = SCENARIOS["plain"], options.users, options.rate
+    direct = Contender("upstream alone", f"http://127.0.0.1:{bench.worker}")
+    rounds = dict[str, list[tuple[float, ...]]]()
+    for _ in range(options.rounds):
+        for server in (direct, *servers):
+            bench.say()
+            asyncio.run(load.send_paced(server.url, plain, f"sk-{plain.key}", users, rate, users))
+            before, number = server.cpu_s(), int(rate * PACED_S)
+            timings = asyncio.run(load.send_paced(server.url, plain, f"sk-{plain.key}", users, rate, number))
+            cpu_us = (server.cpu_s() - before) / number * 1e6
+            row = (timings.percentile_ms(0.5), timings.percentile_ms(0.99), cpu_us)
+            rounds.setdefault(server.name, []).append(row)
+    lines = [
+        f"{users} users send {rate} plain requests/s together. Medians of the rounds; CPU includes that of an idle server.",
+        "",
+        "| server | p50 ms | p99 ms | added p50 | added p99 | CPU µs |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    least50, least99, _ = (median(values) for values in zip(*rounds[direct.name], strict=True))
+    for name, rows in rounds.items():
+        p50, p99, cpu_us = (median(values) for values in zip(*rows, strict=True))
+        added = f"{p50 - least50:.2f} | {p99 - least99:.2f} | {cpu_us:.0f} |" if name != direct.name else "| | |"
+        lines.append(f"| {name} | {p50:.2f} | {p99:.2f} | {added}")
+    return "added latency", "\n".join(lines)
+
+
 TWO_WORKERS = "two workers beside one"
 SHARE = 0.3
+PACED_S = 3.0
+"""Duration of a paced round."""
 MORE: dict[str, Callable[[Bench, Sequence[Contender], argparse.Namespace], tuple[str, str]]] = {
+    "added latency": _added,
     "two workers": _scaling,
     "waiting": _waiters,
     "held": _held,

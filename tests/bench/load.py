@@ -53,6 +53,27 @@ async def send(url: str, scenario: Scenario, key: str, number: int, *, checks: b
     return Timings(each, time.perf_counter() - began)
 
 
+async def send_paced(url: str, scenario: Scenario, key: str, users: int, rate: float, number: int) -> Timings:
+    """Send so many requests at a rate (requests per second in all), by users of whom each sends one at a time."""
+    left, each = iter(range(number)), list[float]()
+    began = time.perf_counter()
+
+    async def user(http: aiohttp.ClientSession, first: float) -> None:
+        due = began + first
+        for _ in left:
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            sent = time.perf_counter()
+            async with http.post(url + scenario.path, data=scenario.body, headers=headers(key)) as answer:
+                text = await answer.read()
+                assert answer.status == scenario.status, (answer.status, text[:300])
+            each.append(time.perf_counter() - sent)
+            due += users / rate
+
+    async with session(users) as http:
+        await asyncio.gather(*(user(http, at / rate) for at in range(users)))
+    return Timings(each, time.perf_counter() - began)
+
+
 async def hold(url: str, body: bytes, key: str, number: int, measure: Callable[[], float]) -> float:
     """Open so many streams, read the first piece of each, and return what `measure` finds while all are open."""
     async with session(number) as http:
