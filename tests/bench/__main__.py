@@ -364,7 +364,7 @@ def _added(bench: Bench, servers: Sequence[Contender], options: argparse.Namespa
             row = (timings.percentile_ms(0.5), timings.percentile_ms(0.99), cpu_us)
             rounds.setdefault(server.name, []).append(row)
     lines = [
-        f"{users} users send {rate} plain requests/s together. Medians of the rounds; CPU includes that of an idle server.",
+        f"{users} users send {rate} plain requests/s together. Medians of the rounds; CPU includes an idle server's.",
         "",
         "| server | p50 ms | p99 ms | added p50 | added p99 | CPU µs |",
         "|---|--:|--:|--:|--:|--:|",
