@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tests.support  # noqa: F401
-from cortex.functions.names import LONGEST, MOST_COMPARED, did_you_mean, fault_in, listed, nearest, slug
+from cortex.functions.names import LONGEST, MOST_COMPARED, did_you_mean, fault_in, join_names, nearest, slug
 
 EMPTY_SEGMENT = "begins or ends with '/', or has '//' in it; a path of weights belongs into `source`"
 CANDIDATES = ("Qwen/Qwen3-8B", "Qwen/Qwen3-32B", "meta-llama/Llama-3.1-8B", "cortex/demo")
@@ -125,4 +125,4 @@ def test_different_names_have_different_slugs(first: str, second: str) -> None:
     ("names", "text"), [((), ""), (("a",), "a"), (("a", "b"), "a and b"), (("a", "b", "c"), "a, b and c")]
 )
 def test_several_names_read_as_a_list(names: tuple[str, ...], text: str) -> None:
-    assert listed(names) == text
+    assert join_names(names) == text

@@ -18,8 +18,8 @@ from cortex.functions.variants import (
     adapter_name,
     adapter_number,
     fold,
-    hosted,
     with_adapters,
+    with_instances,
 )
 from tests.functions.test_spec import CHANGES
 from tests.support.catalogues import aliases, entry, fake
@@ -65,7 +65,7 @@ def test_functions_keep_the_order_of_the_file() -> None:
     catalogue = load(entry("v", variant_of="base") + BASE + fake("other"))
 
     assert list(catalogue.functions) == ["v", "base", "other"]
-    assert list(catalogue.hosted.functions) == list(hosted(catalogue.functions)) == ["base", "other"]
+    assert list(catalogue.hosted.functions) == list(with_instances(catalogue.functions)) == ["base", "other"]
 
 
 @pytest.mark.parametrize("key", [k for k in CHANGES if k not in (*OWN, *WISHES, "adapters")])
@@ -190,7 +190,7 @@ def test_an_adapter_is_a_variant_with_weights_of_its_own() -> None:
     assert functions["w"].adapter == "org/adapter"
     assert folded["base"].adapters == (Adapter("v", "/etc/cortex/a.gguf"), Adapter("w", "org/adapter"))
     assert folded["v"].adapters == ()
-    assert [(f.id, f.weights, str(source_of(f))) for f in with_adapters(hosted(folded).values())] == [
+    assert [(f.id, f.weights, str(source_of(f))) for f in with_adapters(with_instances(folded).values())] == [
         ("base", "org/base-GGUF:Q4_K_M", "org/base-GGUF:Q4_K_M"),
         ("v", "/etc/cortex/a.gguf", "Local(path='/etc/cortex/a.gguf')"),
         ("w", "org/adapter", "org/adapter"),

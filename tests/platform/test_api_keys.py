@@ -13,9 +13,9 @@ from cortex.platform.api_keys import (
     Scope,
     anonymous,
     digest,
-    keys_named,
+    keys_of,
     principal,
-    rotated,
+    rotate,
 )
 
 KEY = ApiKey(digest=digest("one"), id="k1", name="team", created=100.0)
@@ -72,7 +72,7 @@ def test_a_key_is_valid_until_it_expires() -> None:
 def test_a_rotated_key_expires_after_the_overlap_and_its_replacement_keeps_name_and_limits() -> None:
     limited = replace(KEY, limits=Limits(rpm=5), functions=("a*",))
 
-    fresh, ending = rotated(limited, digest("two"), 1000.0, 60)
+    fresh, ending = rotate(limited, digest("two"), 1000.0, 60)
 
     assert (fresh.id, fresh.name, fresh.limits, fresh.functions) == ("k1", "team", Limits(rpm=5), ("a*",))
     assert (fresh.digest, fresh.expires, fresh.replaced) == (digest("two"), 0.0, False)
@@ -80,7 +80,7 @@ def test_a_rotated_key_expires_after_the_overlap_and_its_replacement_keeps_name_
 
 
 def test_a_rotation_never_extends_a_keys_life() -> None:
-    _, ending = rotated(replace(KEY, expires=1010.0), digest("two"), 1000.0, 60)
+    _, ending = rotate(replace(KEY, expires=1010.0), digest("two"), 1000.0, 60)
 
     assert ending.expires == 1010.0
 
@@ -89,9 +89,9 @@ def test_keys_are_found_by_name_or_id_the_current_one_first() -> None:
     old = replace(KEY, digest="0", replaced=True, created=300.0)
     other = replace(KEY, digest="9", id="k2", name="other")
 
-    assert keys_named([old, other, KEY], "team") == [KEY, old]
-    assert keys_named([old, other, KEY], "k2") == [other]
-    assert keys_named([old, other, KEY], "nobody") == []
+    assert keys_of([old, other, KEY], "team") == [KEY, old]
+    assert keys_of([old, other, KEY], "k2") == [other]
+    assert keys_of([old, other, KEY], "nobody") == []
 
 
 def test_only_keys_of_one_group_share_cached_prompts() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cortex.platform.bounded_resolver import Infos, bounded
+from cortex.platform.bounded_resolver import Infos, bound
 
 SHORT_S = 0.2
 
@@ -29,7 +29,7 @@ def resolve() -> Iterator[Callable[..., Infos]]:
 def test_a_hung_lookup_fails_after_the_limit_and_the_next_one_at_once(
     resolve: Callable[..., Infos],
 ) -> None:
-    getaddrinfo = bounded(resolve, SHORT_S)
+    getaddrinfo = bound(resolve, SHORT_S)
     before = threading.active_count()
 
     for _ in range(20):
@@ -45,7 +45,7 @@ def test_a_lookup_raises_the_resolvers_error() -> None:
         raise socket.gaierror(socket.EAI_NONAME, "no such name")
 
     with pytest.raises(socket.gaierror, match="no such name"):
-        bounded(refuse, SHORT_S)("missing.test", 80)
+        bound(refuse, SHORT_S)("missing.test", 80)
 
 
 def test_a_name_is_looked_up_again_after_a_hung_lookup_has_ended() -> None:
@@ -56,7 +56,7 @@ def test_a_name_is_looked_up_again_after_a_hung_lookup_has_ended() -> None:
         late.set()
         return [(0, 0, 0, "", ("127.0.0.1", 80))]
 
-    getaddrinfo = bounded(look_up, SHORT_S)
+    getaddrinfo = bound(look_up, SHORT_S)
     with pytest.raises(socket.gaierror):
         getaddrinfo("slow.test", 80)
     over.set()

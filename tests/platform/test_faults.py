@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from cortex.platform.cancel import cancelled
+from cortex.platform.cancel import cancel_tasks
 from cortex.platform.faults import RECENT_S, Faults
 
 
@@ -23,7 +23,7 @@ async def test_a_loop_that_raises_restarts_and_is_counted() -> None:
     task = asyncio.create_task(faults.run("sweep", loop, pause_s=0))
     async with asyncio.timeout(10):
         await done.wait()
-    await cancelled([task])
+    await cancel_tasks([task])
 
     (fault,) = faults.all()
     assert (fault.work, fault.kind, fault.count) == ("sweep", "KeyError", 2)
@@ -36,7 +36,7 @@ async def test_a_loop_that_is_cancelled_ends() -> None:
 
     task = asyncio.create_task(Faults().run("sweep", loop))
 
-    await cancelled([task])
+    await cancel_tasks([task])
 
     assert task.cancelled()
 

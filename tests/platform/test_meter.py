@@ -5,7 +5,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cortex.platform import meter, metrics
-from cortex.platform.meter import Count, Meter, Snapshot, added, text
+from cortex.platform.meter import Count, Meter, Snapshot, add_up, text
 
 
 def samples(snapshot: Snapshot) -> dict[str, float]:
@@ -52,7 +52,7 @@ def test_adding_bucketed_values_equals_observing_them() -> None:
         one.observe(metrics.INTER_TOKEN, ("m", "n"), value)
     counts = [0] * (len(metrics.INTER_TOKEN.buckets) + 1)
     counts[0], counts[9], counts[-1] = 1, 1, 1
-    other.observed(metrics.INTER_TOKEN, ("m", "n"), counts, 100.201)
+    other.add_buckets(metrics.INTER_TOKEN, ("m", "n"), counts, 100.201)
 
     assert one.snapshot().spreads[0].counts == other.snapshot().spreads[0].counts
 
@@ -66,7 +66,7 @@ def test_snapshots_of_processes_are_summed_also_after_json() -> None:
         raw = msgspec.json.encode(counted.snapshot([Count(metrics.PROCESSES.name, (), 1)]))
         parts.append(msgspec.json.decode(raw, type=Snapshot))
 
-    read = samples(added(parts))
+    read = samples(add_up(parts))
 
     assert read["cortex_replays_total{model=m,node=n}"] == 3
     assert read["cortex_queue_wait_seconds_count{model=m}"] == 2

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from cortex.platform.fleet import shifted
+from cortex.platform.fleet import shift
 from cortex.platform.record import Failure, HostRecord, RouterReport, used_instance
 from cortex.platform.record_codec import Beat, beat
 from cortex.platform.record_reader import GONE_S, MOST_USES, SAME_S, WINDOW_S, RecordReader
@@ -39,7 +39,7 @@ def test_shifting_a_record_moves_every_time_except_zero() -> None:
         instance, replace(instance, id="cold", ready=0.0, deadline=0.0), failures=(failure,), at=10.0, started=1.0
     )
 
-    moved = shifted(record, 100.0)
+    moved = shift(record, 100.0)
 
     first, cold = moved.instances
     assert (moved.at, moved.started, moved.failures[0].at, moved.failures[0].retry_at) == (110.0, 101.0, 108.0, 109.0)
@@ -212,7 +212,7 @@ ONE = used_instance("one")
 
 
 def used(reader: RecordReader, scores: Mapping[str, float], redis_now: float, now: float) -> float:
-    return reader.used(scores, redis_now, now)[ONE]
+    return reader.last_uses(scores, redis_now, now)[ONE]
 
 
 @pytest.mark.parametrize("ahead_s", [-DAY_S, -60.0, 0.0, 60.0, DAY_S])
@@ -246,11 +246,11 @@ def test_an_empty_redis_does_not_remove_uses_at_once() -> None:
     used(reader, {ONE: 500.0}, 500.0, 1000.0)
 
     assert used(reader, {}, 510.0, 1010.0) == 1000.0
-    assert reader.used({}, 510.0 + GONE_S, 1010.0 + GONE_S) == {}
+    assert reader.last_uses({}, 510.0 + GONE_S, 1010.0 + GONE_S) == {}
 
 
 def test_only_the_latest_uses_are_stored() -> None:
-    record = RecordReader().used({f"i:{n}": float(n) for n in range(MOST_USES + 5)}, 1e6, 1e6)
+    record = RecordReader().last_uses({f"i:{n}": float(n) for n in range(MOST_USES + 5)}, 1e6, 1e6)
 
     assert len(record) == MOST_USES
     assert "i:4" not in record

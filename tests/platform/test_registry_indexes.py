@@ -212,7 +212,7 @@ async def test_invalid_values_are_ignored(registry: Registry, raw: redis.Redis, 
     assert list(fleet.hosts) == ["a"]
     assert (fleet.routers, await registry.api_keys.all()) == ({}, [])
     assert isinstance(await registry.ledger(), dict)
-    assert len(await registry.counted(["x"])) <= 1
+    assert len(await registry.read_counts(["x"])) <= 1
     assert await registry.host("x", 0.0) is None
     assert await registry.router("x") is None
     assert len(await registry.decisions({}, 10)) <= 1

@@ -12,7 +12,7 @@ from cortex.functions.capabilities import Cost
 from cortex.platform import usage_record
 from cortex.platform.budget import Spent, month
 from cortex.platform.registry import Registry
-from cortex.platform.usage import DAY_S, HOUR_S, Place, Row, Sums, cost_nano_usd, date, grouped
+from cortex.platform.usage import DAY_S, HOUR_S, Place, Row, Sums, cost_nano_usd, date, group
 from cortex.platform.usage_record import HOURS_S, Batch, UsageRecord
 
 NOW = time.time()
@@ -133,7 +133,7 @@ def test_a_million_tokens_cost_their_price(cost: Cost, usd: float) -> None:
 def test_groups_have_the_largest_first_and_times_in_order(by: Any, groups: dict[str, int]) -> None:
     rows = [row(day=DAY_S, hour=5), row("k2", function="z", day=0, tokens_in=9), row(day=DAY_S)]
 
-    result = grouped(rows, by, {"k1": "one"})
+    result = group(rows, by, {"k1": "one"})
 
     assert [(name, sums.requests) for name, sums in result.items()] == list(groups.items())
 

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from cortex.functions.catalogue import Catalogue
 from cortex.platform import clock, log
 from cortex.platform.agent_messages import Neighbour, Neighbours
-from cortex.platform.cancel import cancelled
+from cortex.platform.cancel import cancel_tasks
 from cortex.platform.faults import Faults
 from cortex.platform.fleet import Fleet
 from cortex.platform.in_flight import InFlight
@@ -73,7 +73,7 @@ async def test_a_report_that_cannot_be_written_keeps_the_last_uses_for_the_next(
     task = asyncio.create_task(reporter.run())
     async with asyncio.timeout(5):
         await record.attempt.wait()
-    await cancelled([task])
+    await cancel_tasks([task])
     record.is_away = False
 
     await reporter.sign_off()

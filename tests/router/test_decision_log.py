@@ -26,7 +26,7 @@ def test_a_warm_request_records_no_decision() -> None:
 def test_waits_replays_and_rejections_record_a_decision_with_the_request_id() -> None:
     decisions = DecisionLog("r")
     replayed = a_finished(id="req_2")
-    replayed.forwarded("i-1", "here")
+    replayed.forward("i-1", "here")
     replayed.broke("connection refused")
 
     decisions.note_requests(Finished([a_finished(id="req_1", cold=True, queued_s=2.5, instance="i-1", host="here")]))

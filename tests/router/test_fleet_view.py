@@ -110,7 +110,7 @@ async def test_an_own_use_survives_a_read_that_lacks_it() -> None:
     view = FleetView(cast(Registry, reads), "router-1")
     now = clock.now()
     read, end = await start_read(view, reads)
-    view.note_used({ONE: now})
+    view.note_uses({ONE: now})
     end.set_result(Fleet(used={ONE: now - 100.0}))
     await read
 
@@ -121,9 +121,9 @@ async def test_own_uses_expire(monkeypatch: pytest.MonkeyPatch) -> None:
     reads = Reads()
     view = FleetView(cast(Registry, reads), "router-1")
     now = clock.now()
-    view.note_used({ONE: now})
+    view.note_uses({ONE: now})
     monkeypatch.setattr(clock, "now", lambda: now + OWN_USES_S + 1)
-    view.note_used({})
+    view.note_uses({})
     read, end = await start_read(view, reads)
     end.set_result(Fleet())
     await read
@@ -178,7 +178,7 @@ async def test_a_cordon_by_another_router_is_seen_at_once() -> None:
     view = FleetView(cast(Registry, Cordoning()), "router-1")
     following = asyncio.create_task(view.follow())
     while not view.fleet.cordoned:
-        assert await view.changed(10), "the cordon is not seen"
+        assert await view.wait_for_change(10), "the cordon is not seen"
 
     assert view.fleet.cordoned == {"a"}
     following.cancel()
@@ -284,7 +284,7 @@ async def test_a_heartbeat_needs_a_read_only_after_a_missed_change() -> None:
     view = FleetView(cast(Registry, record), "router-1")
     following = asyncio.create_task(view.follow())
     while not record.reads:
-        assert await view.changed(10), "the change is not read"
+        assert await view.wait_for_change(10), "the change is not read"
 
     assert (record.reads, view.fleet.hosts[a_host().name].change) == (1, "a.4")
     following.cancel()

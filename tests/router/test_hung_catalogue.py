@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cortex.platform.blocking_calls import BlockingCalls
-from cortex.platform.cancel import cancelled
+from cortex.platform.cancel import cancel_tasks
 from cortex.router import live_catalogue
 from cortex.router.live_catalogue import LiveCatalogue
 from tests.support.until import until
@@ -36,7 +36,7 @@ async def test_the_catalogue_stays_in_effect_while_its_file_does_not_answer(
     path.write_text(ONE + TWO)
     back.set()
     await until(lambda: not catalogue.problem)
-    await cancelled([following])
+    await cancel_tasks([following])
 
     assert problem == f"{path} does not answer; the last valid catalogue stays in effect"
     assert served == ["one"]

@@ -41,7 +41,7 @@ def contents(index: InstanceIndex) -> object:
     return (
         {(f, r): ids(index.ready(f, r)) for f in FUNCTIONS for r in ("r1", "r2")},
         {f: {host: ids(of) for host, of in index.of(f).items()} for f in FUNCTIONS},
-        {i: index.placed(i) for i in IDS},
+        {i: index.place_of(i) for i in IDS},
         sorted(index.ids()),
     )
 
@@ -68,4 +68,4 @@ def test_an_instance_that_two_records_list_stays_while_one_of_them_does() -> Non
     index.update({"a": replace(old, instances=(replace(instance, pid=7),)), "b": new})
     index.update({"b": new})
 
-    assert index.placed("one") == ("f", "b")
+    assert index.place_of("one") == ("f", "b")

@@ -40,7 +40,7 @@ async def pulled(monkeypatch: pytest.MonkeyPatch, *readings: list[DownloadView])
     unused: Any = None
     sources: Any = Readings(*readings)
     described = ollama.Models(unused, unused, sources, 1)
-    return [line async for line in described.pulled(CARD, "org/mine")]
+    return [line async for line in described.pull_progress(CARD, "org/mine")]
 
 
 async def test_a_pull_follows_a_fetch_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +63,7 @@ async def test_a_pull_of_what_is_not_fetched_succeeds_at_once(monkeypatch: pytes
 
 
 def test_a_description_has_the_abilities_by_ollamas_names_and_the_context() -> None:
-    shown = models.shown(CARD)
+    shown = models.show_answer(CARD)
 
     assert shown.capabilities == ["completion", "vision", "tools", "thinking"]
     assert shown.model_info["cortex.context_length"] == 4096
@@ -76,5 +76,5 @@ def test_what_never_ends_ends_far_away_and_a_size_counts_on_devices_only() -> No
 
 
 def test_a_name_without_its_tag() -> None:
-    assert models.untagged("org/name:latest") == "org/name"
-    assert models.untagged("org/name:Q4_K_M") == "org/name:Q4_K_M"
+    assert models.without_tag("org/name:latest") == "org/name"
+    assert models.without_tag("org/name:Q4_K_M") == "org/name:Q4_K_M"

@@ -69,8 +69,8 @@ async def test_a_request_is_over_once_and_the_listeners_get_those_of_a_moment_to
         [lambda finished: batches.append([r.id for r in finished]), lambda _: settled.set()]
     )
     request_record, other = a_request_record(), a_request_record("req_2")
-    request_records.begun(request_record)
-    request_records.begun(other)
+    request_records.begin(request_record)
+    request_records.begin(other)
 
     request_records.over(request_record)
     request_records.over(request_record)
@@ -91,7 +91,7 @@ async def test_a_line_of_a_batch_that_will_return_has_no_outcome() -> None:
         [lambda finished: outcomes.extend(r.id for r in finished)],
     )
     for id, fault in (("waits", "batch_waits"), ("fails", "no_capacity")):
-        request_records.begun(request_record := a_request_record(id, status=503, fault=fault))
+        request_records.begin(request_record := a_request_record(id, status=503, fault=fault))
         request_records.over(request_record)
 
     request_records.settle()
@@ -103,7 +103,7 @@ async def test_a_line_of_a_batch_that_will_return_has_no_outcome() -> None:
 async def test_only_so_many_requests_are_remembered() -> None:
     request_records = RequestRecords([])
     for number in range(RECENT + 5):
-        request_records.begun(request_record := a_request_record(f"req_{number}"))
+        request_records.begin(request_record := a_request_record(f"req_{number}"))
         request_records.over(request_record)
 
     assert request_records.find("req_4") == []
@@ -114,8 +114,8 @@ def test_cancelling_reaches_every_live_request_of_an_id() -> None:
     cancelled: list[int] = []
     request_records = RequestRecords([])
     for number in (1, 2):
-        request_records.begun(a_request_record("same", cancel=lambda n=number: cancelled.append(n)))
-    request_records.begun(a_request_record("other", cancel=lambda: cancelled.append(3)))
+        request_records.begin(a_request_record("same", cancel=lambda n=number: cancelled.append(n)))
+    request_records.begin(a_request_record("other", cancel=lambda: cancelled.append(3)))
 
     assert request_records.cancel("same") == 2
     assert cancelled == [1, 2]
@@ -127,7 +127,7 @@ def test_cancelling_for_a_key_leaves_the_requests_that_others_gave_the_same_id()
     for who in ("ann", "bob", ""):
         request_record = a_request_record("same", cancel=lambda who=who: cancelled.append(who))
         request_record.who = who
-        request_records.begun(request_record)
+        request_records.begin(request_record)
 
     assert request_records.cancel("same", "bob") == 1
     assert request_records.cancel("same", "") == 1
@@ -136,9 +136,9 @@ def test_cancelling_for_a_key_leaves_the_requests_that_others_gave_the_same_id()
 
 def test_what_is_shown_of_a_request_says_which_workers_broke() -> None:
     request_record = a_request_record()
-    request_record.forwarded("i-1", "here")
+    request_record.forward("i-1", "here")
     request_record.broke("connection refused")
-    request_record.forwarded("i-2", "there")
+    request_record.forward("i-2", "there")
 
     shown = summary(request_record, "router-1")
 
@@ -204,7 +204,7 @@ async def test_a_listener_that_raises_is_a_fault_and_the_others_get_the_requests
         raise ValueError
 
     request_records, request_record = RequestRecords([breaks, finished.extend], faults=faults), a_request_record()
-    request_records.begun(request_record)
+    request_records.begin(request_record)
     request_records.over(request_record)
     request_records.settle()
 
@@ -228,7 +228,7 @@ def test_the_start_of_a_request_that_waited_is_the_tier_from_which_its_worker_re
 ) -> None:
     request_record = a_request_record()
     request_record.cold = waited
-    request_record.forwarded("i-1", "here", path)
+    request_record.forward("i-1", "here", path)
 
     assert (request_record.start, summary(request_record, "router-1").start) == (start, start)
 

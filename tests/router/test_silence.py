@@ -133,7 +133,7 @@ async def test_an_instance_of_a_silent_host_is_eligible_and_unsure() -> None:
 
     assert choices(view) == ["r"]
     assert view.unsure("r")
-    assert view.placed("r") == ("org/model", "a")
+    assert view.place_of("r") == ("org/model", "a")
     assert view.fleet.hosts == {}
 
 
@@ -184,11 +184,11 @@ async def test_a_trusted_suspect_is_eligible_at_once() -> None:
     view = await a_view(host, alive=(host,))
 
     view.suspect("r")
-    suspected = (choices(view), [i.id for i in view.suspected("org/model", REV)])
+    suspected = (choices(view), [i.id for i in view.suspect_instances("org/model", REV)])
     view.trust("r")
 
     assert suspected == ([], ["r"])
-    assert (choices(view), view.suspected("org/model", REV)) == (["r"], ())
+    assert (choices(view), view.suspect_instances("org/model", REV)) == (["r"], ())
 
 
 async def test_a_removed_host_is_not_silent() -> None:

@@ -17,7 +17,7 @@ from cortex.platform import registry
 from cortex.platform.agent_messages import Accepted, Ensure, Rejected
 from cortex.platform.fleet import use
 from cortex.platform.record import HostRecord, Instance, RouterReport, Tier
-from cortex.platform.record_codec import decoded
+from cortex.platform.record_codec import decode_as
 from cortex.platform.scheduling.parking import is_leaving
 from cortex.platform.scheduling.placement import NoRoom, need, place
 from cortex.platform.scheduling.start_modes import is_spare
@@ -133,7 +133,7 @@ class Invariants:
     def _records(self) -> list[HostRecord]:
         model = self.world.redis.model
         values = (model.call("GET", f"{RECORD}{name}") for name in self.world.machines)
-        return [host for value in values if (host := decoded(value, HostRecord))]
+        return [host for value in values if (host := decode_as(value, HostRecord))]
 
     # Agents.
 
@@ -172,7 +172,7 @@ class Invariants:
         is_gone = answer.instance not in {i.id for i in own.instances}  # it ended again before the answer
         if is_gone or self.world.now - redis.emptied_at < LOST_S:
             return
-        recorded = decoded(redis.model.call("GET", f"{RECORD}{host}"), HostRecord)
+        recorded = decode_as(redis.model.call("GET", f"{RECORD}{host}"), HostRecord)
         if recorded is None or answer.instance not in {i.id for i in recorded.instances}:
             self.world.fail("an accepted start is recorded", f"no record shows {answer.instance} of {host}")
 
@@ -241,7 +241,7 @@ class Invariants:
         key = f"cortex:router:{slot.router.id}"
         if self.world.now - self.world.redis.appeared.get(key, 0.0) < NOTICED_S:
             return False
-        report = decoded(self.world.redis.model.call("GET", key), RouterReport)
+        report = decode_as(self.world.redis.model.call("GET", key), RouterReport)
         # After a backward step of its clock Redis keeps reports for longer than agents heed them.
         now = slot.process.clock.origin + slot.process.monotonic_s + self.world.now
         return report is not None and now - report.at < registry.ROUTER_TTL_S

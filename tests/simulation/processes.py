@@ -19,7 +19,7 @@ import structlog
 from cortex.functions.catalogue import Catalogue
 from cortex.platform import faults, record_connection, worker_http
 from cortex.platform.agent import loop, monitor
-from cortex.platform.cancel import cancelled
+from cortex.platform.cancel import cancel_tasks
 from cortex.platform.host import engines
 from cortex.platform.host.devices import Reading
 from cortex.platform.in_flight import InFlight
@@ -235,7 +235,7 @@ class SimulatedRouter:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await cancelled(self._tasks)
+        await cancel_tasks(self._tasks)
         await self._activator.close()
         await self.exchanges.adapters.close()
         await self._deaths.close()

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent.parent
 PAGES: dict[str, Callable[[], str]] = {
     "docs/admin.md": admin_page.page,
     "docs/cli.md": cli_page.page,
-    "docs/metrics.md": metrics.documented,
+    "docs/metrics.md": metrics.document,
     "docs/models.md": reference.models,
     "docs/passing.md": reference.passing,
     "docs/cortex.md": reference.cortex,

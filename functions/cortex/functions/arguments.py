@@ -76,7 +76,7 @@ def duplicates(function: Function) -> Iterator[str]:
     own = _of_command(function.command) if command else _SET_BY_CORTEX[function.engine]
     if_set = _GIVEN_IF_SET.get(function.engine, {})
     for word in function.args:
-        name = _dashed(word.partition("=")[0])
+        name = _with_dashes(word.partition("=")[0])
         key = if_set.get(name, "")
         if name in own:
             yield f"cortex gives {name} itself: leave it out; {own[name]}"
@@ -90,11 +90,11 @@ def _of_command(command: tuple[str, ...]) -> dict[str, str]:
     for before, word in zip(("", *command), command, strict=False):
         option = word.partition("=")[0] if word.startswith("-") else before
         if "{" in word and option.startswith("-"):
-            own[_dashed(option)] = "the command has it"
+            own[_with_dashes(option)] = "the command has it"
     return own
 
 
-def _dashed(name: str) -> str:
+def _with_dashes(name: str) -> str:
     """Return a long option with dashes, for which engines take underscores too."""
     return name.replace("_", "-") if name.startswith("--") else name
 

@@ -77,7 +77,7 @@ class Catalogue(Struct, frozen=True):
     @property
     def hosted(self) -> "Catalogue":
         """The catalogue for agents: the functions that have instances of their own."""
-        return Catalogue(variants.hosted(self.functions), self.aliases, self.substitutes)
+        return Catalogue(variants.with_instances(self.functions), self.aliases, self.substitutes)
 
     def nearest(self, name: str) -> list[str]:
         """Return the ids and aliases that resemble `name`."""
@@ -96,7 +96,7 @@ def read(text: str, *, file: str, folder: str, strict: bool = False) -> Catalogu
 def notes(catalogue: Catalogue) -> list[str]:
     """Return notes about settings without an effect and about invalid sources, so that nothing is ignored silently."""
     blank = Function(id="-", engine=Engine.LLAMACPP)
-    functions = variants.hosted(catalogue.functions).values()
+    functions = variants.with_instances(catalogue.functions).values()
     sources = [f for f in catalogue.functions.values() if f.adapter or not f.variant_of]
     unsure = [f"{f.id}: {why}" for f in sources if (why := _doubt(f))]
     foreign = [

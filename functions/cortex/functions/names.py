@@ -43,7 +43,7 @@ def slug(name: str) -> str:
     return f"{safe or 'function'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def listed(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """Return names as a list in a sentence: `a, b and c`."""
     return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
 

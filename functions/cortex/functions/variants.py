@@ -125,7 +125,7 @@ def complete(base: Function, declared: Mapping[str, Any]) -> Function:
     return replace(base, **{**NOT_INHERITED, **declared, "variant_of": base.id})
 
 
-def hosted(functions: Mapping[str, Function]) -> dict[str, Function]:
+def with_instances(functions: Mapping[str, Function]) -> dict[str, Function]:
     """Return the functions that have instances of their own."""
     return {id: f for id, f in functions.items() if not f.variant_of}
 

@@ -273,7 +273,7 @@ class Fetching(Struct, frozen=True, kw_only=True):
         """Progress from 0 to 1; None: unknown."""
         return min(1.0, self.done / self.total) if self.total else None
 
-    def named(self, functions: tuple[str, ...]) -> "Fetching":
+    def with_functions(self, functions: tuple[str, ...]) -> "Fetching":
         """Return it with the functions it is for."""
         return replace(self, functions=functions)
 

@@ -190,13 +190,13 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def keys_named(keys: Iterable[ApiKey], name: str) -> list[ApiKey]:
+def keys_of(keys: Iterable[ApiKey], name: str) -> list[ApiKey]:
     """Return the keys with a name or an id, the current one first."""
     matches = [k for k in keys if name in (k.name, k.id)]
     return sorted(matches, key=lambda k: (k.replaced, -k.created))
 
 
-def rotated(current: ApiKey, fresh: str, now: float, overlap_s: float) -> tuple[ApiKey, ApiKey]:
+def rotate(current: ApiKey, fresh: str, now: float, overlap_s: float) -> tuple[ApiKey, ApiKey]:
     """Return the replacement of the current key, and the current key with its new expiry."""
     until = now + overlap_s
     ending = replace(current, replaced=True, expires=min(until, current.expires) if current.expires else until)

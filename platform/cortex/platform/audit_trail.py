@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from cortex.platform.audit import AuditRecord
-from cortex.platform.record_codec import decoded, text
+from cortex.platform.record_codec import decode_as, text
 from cortex.platform.registry import Registry
 
 MOST_ENTRIES = 10_000
@@ -46,7 +46,7 @@ class AuditTrail:
         before = "+"
         while len(entries) < limit:
             rows: Any = await self._read([self._key], [before, READ_AT_ONCE])
-            for entry in (decoded(_value(fields), AuditRecord) for _, fields in rows):
+            for entry in (decode_as(_value(fields), AuditRecord) for _, fields in rows):
                 if entry is not None and _matches(entry, since, by, what):
                     entries.setdefault(entry.id, entry)
             if len(rows) < READ_AT_ONCE or _written_at(rows[-1][0]) < since - CLOCKS_S:

@@ -18,10 +18,10 @@ Infos = list[tuple[Any, Any, int, str, Any]]
 
 def install() -> None:
     """Bound the lookups of this process and of those that it forks."""
-    socket.getaddrinfo = bounded(socket.getaddrinfo)
+    socket.getaddrinfo = bound(socket.getaddrinfo)
 
 
-def bounded(resolve: Callable[..., Infos], within_s: float = LOOK_UP_S) -> Callable[..., Infos]:
+def bound(resolve: Callable[..., Infos], within_s: float = LOOK_UP_S) -> Callable[..., Infos]:
     """Return a `socket.getaddrinfo` that raises socket.gaierror when `resolve` takes longer than `within_s`.
 
     While a lookup of a name hangs, further lookups of that name fail at once: a name has one thread at most.

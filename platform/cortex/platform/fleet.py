@@ -77,16 +77,16 @@ def use(fleet: Fleet) -> Use:
     return Use(in_flight=in_flight, waiting=waiting, used=fleet.used, keep=keep, shares=shares, at=fleet.at)
 
 
-def shifted_fleet(fleet: Fleet, by_s: float) -> Fleet:
+def shift_fleet(fleet: Fleet, by_s: float) -> Fleet:
     """Return a snapshot with all its times moved by `by_s`."""
     return replace(
         fleet,
-        hosts={name: shifted(host, by_s) for name, host in fleet.hosts.items()},
+        hosts={name: shift(host, by_s) for name, host in fleet.hosts.items()},
         silent={
-            name: replace(host, record=shifted(host.record, by_s), since=host.since + by_s)
+            name: replace(host, record=shift(host.record, by_s), since=host.since + by_s)
             for name, host in fleet.silent.items()
         },
-        used=shifted_uses(fleet.used, by_s),
+        used=shift_uses(fleet.used, by_s),
         at=fleet.at + by_s if fleet.at else 0.0,
     )
 
@@ -96,7 +96,7 @@ def newest_uses(used: Mapping[str, float], more: Mapping[str, float]) -> dict[st
     return {**used, **{member: max(at, used.get(member, at)) for member, at in more.items()}}
 
 
-def shifted_uses(used: Mapping[str, float], by_s: float) -> dict[str, float]:
+def shift_uses(used: Mapping[str, float], by_s: float) -> dict[str, float]:
     """Return last uses moved by `by_s`."""
     return {member: at + by_s for member, at in used.items()}
 
@@ -118,7 +118,7 @@ def is_newer(read: HostRecord, present: HostRecord, *, overlapped: bool) -> bool
     return (read.started, read.at) > (present.started, present.at)  # (3)
 
 
-def shifted(record: HostRecord, by_s: float) -> HostRecord:
+def shift(record: HostRecord, by_s: float) -> HostRecord:
     """Return a host's record with all its times moved by `by_s`. A time of 0 means none and stays."""
 
     def move(at: float) -> float:

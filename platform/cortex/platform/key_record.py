@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from cortex.platform.api_keys import ApiKey, Session
-from cortex.platform.record_codec import decoded, key_fields, text
+from cortex.platform.record_codec import decode_as, key_fields, text
 from cortex.platform.record_codec import key as key_of
 from cortex.platform.record_connection import RecordConnection, is_of_wrong_type
 from cortex.platform.record_indexes import KEYS_CHANGED, RecordIndexes
@@ -28,7 +28,7 @@ class KeyRecord:
     """Reads and writes keys and sessions. Every call raises RecordUnavailable."""
 
     def __init__(self, connection: RecordConnection, indexes: RecordIndexes) -> None:
-        self._names, self._redis, self._bounded = connection.names, connection.redis, connection.bounded
+        self._names, self._redis, self._bounded = connection.names, connection.redis, connection.bound
         self._indexes, self._change_keys = indexes, connection.script(_CHANGE_KEYS)
 
     async def all(self) -> list[ApiKey]:
@@ -78,13 +78,13 @@ class KeyRecord:
         """Read every session, by the digest of its id."""
         async with self._bounded():
             values: Any = await self._redis.hgetall(self._names.sessions)
-        return {text(name): session for name, value in values.items() if (session := decoded(value, Session))}
+        return {text(name): session for name, value in values.items() if (session := decode_as(value, Session))}
 
     async def session(self, name: str) -> Session | None:
         """Read one session."""
         async with self._bounded():
             value: Any = await self._redis.hget(self._names.sessions, name)
-        return decoded(value, Session)
+        return decode_as(value, Session)
 
     async def begin_session(self, name: str, session: Session, ended: Iterable[str]) -> None:
         """Write a session, and delete those that have ended."""

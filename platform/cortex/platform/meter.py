@@ -1,7 +1,7 @@
 """Metrics: the counters of one process, their sum over processes, and their Prometheus text.
 
 A `Meter` consists of plain dictionaries, and the warm path only adds to them. `snapshot()` returns a value that can be
-sent as JSON, `added()` sums the snapshots of several processes, and `text()` formats the result. When a process ends,
+sent as JSON, `add_up()` sums the snapshots of several processes, and `text()` formats the result. When a process ends,
 its gauges disappear and its counts stay.
 """
 
@@ -75,7 +75,7 @@ class Meter:
                 counts[bisect_left(buckets, value)] += 1
             spread[1][0] += sum(values)
 
-    def observed(self, metric: Metric, labels: Labels, counts: Iterable[int], total: float) -> None:
+    def add_buckets(self, metric: Metric, labels: Labels, counts: Iterable[int], total: float) -> None:
         """Add values that are already in buckets."""
         spread = self._spread(metric, labels)
         if spread is not None:
@@ -110,7 +110,7 @@ class Meter:
         return True
 
 
-def added(snapshots: Iterable[Snapshot]) -> Snapshot:
+def add_up(snapshots: Iterable[Snapshot]) -> Snapshot:
     """Return the sum of several processes' counts and gauges."""
     counts: dict[tuple[str, Labels], float] = {}
     gauges: dict[tuple[str, Labels], float] = {}

@@ -283,7 +283,7 @@ generated from the table in the code: `just docs`.
 |---|---|---|---|---|"""
 
 
-def documented() -> str:
+def document() -> str:
     """Return `docs/metrics.md`."""
     lines = [_INTRODUCTION]
     for m in TABLE:

@@ -24,7 +24,7 @@ all of it where an earlier release wrote none."""
 CHANGE = b'","change":"'
 
 
-def decoded(value: bytes | str | None, kind: type[T]) -> T | None:
+def decode_as(value: bytes | str | None, kind: type[T]) -> T | None:
     """Return a JSON value as a `kind`; None when it is missing or invalid."""
     if value is None:
         return None
@@ -39,13 +39,13 @@ def host_record(value: bytes | str | None, name: str) -> HostRecord | None:
 
     A host may write below its own name alone, and workers' keys follow from the name.
     """
-    record = decoded(value, HostRecord)
+    record = decode_as(value, HostRecord)
     if record is None or record.name != name:
         return None
     return replace(record, instances=tuple(replace(i, host=name) for i in record.instances))
 
 
-def compared(head: bytes) -> bytes | None:
+def comparable(head: bytes) -> bytes | None:
     """Return what a reader compares of the beginning of a host's record; None: two writes may be equal in it.
 
     A quote inside a JSON string is escaped, so no other field can look like `change`. Earlier releases have the time

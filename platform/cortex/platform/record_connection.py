@@ -80,7 +80,7 @@ class RecordConnection:
         self._token, self._is_member = token, token is None
 
     @asynccontextmanager
-    async def bounded(self) -> AsyncIterator[None]:
+    async def bound(self) -> AsyncIterator[None]:
         """Bound a call and map its errors. redis-py's own timeouts are per read and add up over its retries."""
         try:
             async with asyncio.timeout(self.timeout_s):
@@ -98,7 +98,7 @@ class RecordConnection:
         script = self.redis.register_script(text)
 
         async def run(keys: Sequence[str], args: Sequence[Any]) -> Any:
-            async with self.bounded():
+            async with self.bound():
                 return await script(keys=list(keys), args=list(args))
 
         return run

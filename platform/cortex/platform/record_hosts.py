@@ -1,7 +1,7 @@
 """Reads the hosts' records from Redis: only those that changed since this process last read them.
 
 The records of a thousand hosts are megabytes, and every claim and every agent reads them. So a script in Redis returns
-a digest of the beginning of each record (`compared`), all in one string; a record whose digest is known is not read.
+a digest of the beginning of each record (`comparable`), all in one string; a record whose digest is known is not read.
 Heartbeats change no digest.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from hashlib import sha1
 
 from cortex.platform.record import HostRecord, Namesake
-from cortex.platform.record_codec import CHANGE, HEAD_BYTES, compared, decoded, host_record, names
+from cortex.platform.record_codec import CHANGE, HEAD_BYTES, comparable, decode_as, host_record, names
 from cortex.platform.record_connection import RecordConnection
 
 _DIGESTS = """
@@ -56,23 +56,23 @@ class RecordHosts:
         """Read which hosts there are, with the digests of their records. Raises RecordUnavailable."""
         keys = self._names
         lines, notes = await self._script([], [keys.hosts, keys.host(""), keys.namesake(""), HEAD_BYTES - 1, CHANGE])
-        self.namesakes = [n for note in notes if (n := decoded(note, Namesake))]
+        self.namesakes = [n for note in notes if (n := decode_as(note, Namesake))]
         entries = _bytes(lines).split(b"\0")
         return dict(sorted((name, e[:DIGEST_LENGTH]) for e in entries for name in names([e[DIGEST_LENGTH:]])))
 
-    def changed(self, digests: Mapping[str, bytes]) -> list[str]:
+    def outdated(self, digests: Mapping[str, bytes]) -> list[str]:
         """Return the hosts whose records are to be read."""
         return [h for h, digest in digests.items() if digest not in (NONE, self._known.get(h, (NONE,))[0])]
 
     def take(
         self, digests: Mapping[str, bytes], values: Mapping[str, bytes | str | None]
     ) -> dict[str, HostRecord | None]:
-        """Return all hosts' records, those that `changed` from these values. One that cannot be read is None."""
+        """Return all hosts' records, those that are `outdated` by these values. One that cannot be read is None."""
         for host, value in values.items():
             self._known.pop(host, None)
             record = host_record(value, host)
             if record is not None and value is not None:
-                part = compared(_bytes(value)[:HEAD_BYTES])
+                part = comparable(_bytes(value)[:HEAD_BYTES])
                 # Of an earlier release's record the beginning may stay the same: it is read again.
                 digest = NONE if part is None else sha1(part, usedforsecurity=False).hexdigest().encode()
                 self._known[host] = digest, record

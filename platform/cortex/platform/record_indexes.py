@@ -52,7 +52,7 @@ class RecordIndexes:
         keys = self._connection.names
         indexes = (keys.hosts, keys.routers, keys.overrides) if with_hosts else (keys.routers, keys.overrides)
         for _ in range(2):
-            async with self._connection.bounded(), self._connection.redis.pipeline(transaction=False) as pipe:
+            async with self._connection.bound(), self._connection.redis.pipeline(transaction=False) as pipe:
                 for index in (*indexes, keys.fleet):
                     pipe.smembers(index)
                 *members, marks = await pipe.execute()
@@ -104,7 +104,7 @@ class RecordIndexes:
             members.add(name)
 
     async def _read(self, index: str) -> set[bytes | str]:
-        async with self._connection.bounded():
+        async with self._connection.bound():
             return await self._connection.redis.smembers(index)
 
     async def _index_earlier(self, pattern: str, indexes: Mapping[str, str], last: str) -> None:
@@ -117,7 +117,7 @@ class RecordIndexes:
         until = time.monotonic() + connection.timeout_s
         cursor = self._cursors.pop(pattern, 0)
         while True:
-            async with connection.bounded():
+            async with connection.bound():
                 match = f"{connection.names.prefix}:{pattern}"
                 cursor, keys = await connection.redis.scan(cursor, match=match, count=SCAN_COUNT)
                 async with connection.redis.pipeline(transaction=False) as pipe:

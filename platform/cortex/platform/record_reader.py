@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from msgspec import Struct
 from msgspec.structs import replace
 
-from cortex.platform.fleet import is_newer, shifted
+from cortex.platform.fleet import is_newer, shift
 from cortex.platform.record import HostRecord, RouterReport
 from cortex.platform.record_codec import Beat
 
@@ -116,7 +116,7 @@ class RecordReader:
             clocks.note(read.at, ended)
         else:
             clocks = ClockDifference(read.at, ended)
-        return _Host(read, True, ended, clocks, shifted(read, clocks.ahead_s))
+        return _Host(read, True, ended, clocks, shift(read, clocks.ahead_s))
 
     def reports(self, read: Iterable[RouterReport], ended: float, lifetime_s: float) -> dict[str, RouterReport]:
         """Add a read of all routers' reports. Return those of routers that have written one within a lifetime.
@@ -132,7 +132,7 @@ class RecordReader:
         }
         return {id: report for id, report in reports.items() if ended - self._reports[id][1] < lifetime_s}
 
-    def used(self, scores: Mapping[str, float], redis_now: float, now: float) -> dict[str, float]:
+    def last_uses(self, scores: Mapping[str, float], redis_now: float, now: float) -> dict[str, float]:
         """Return last uses by the reader's clock, from scores and the time by Redis' clock.
 
         A use never gets older than in an earlier read, so a forward step of Redis' clock makes nothing look idle. After

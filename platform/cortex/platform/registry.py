@@ -20,7 +20,7 @@ from cortex.platform.meter import Snapshot
 from cortex.platform.record import Death, HostRecord, Namesake, Override, RouterReport
 from cortex.platform.record_codec import (
     Beat,
-    decoded,
+    decode_as,
     host_record,
     names,
     override_fields,
@@ -148,7 +148,7 @@ class Registry:
         Hosts leave repairs of the indexes to routers (`keeps_indexes`).
         """
         connection = self._connection = RecordConnection(url, prefix, token, timeout_s)
-        self.names, self._redis, self._bounded = connection.names, connection.redis, connection.bounded
+        self.names, self._redis, self._bounded = connection.names, connection.redis, connection.bound
         self.script = connection.script
         self._indexes = RecordIndexes(connection, repairs=keeps_indexes)
         self.api_keys = KeyRecord(connection, self._indexes)
@@ -205,7 +205,7 @@ class Registry:
         beat = Beat(record.sequence, record.at, record.change, record.name)
         bell = (self.names.changed, beat.message() if is_beat else f"host:{record.name}")
         args = [written, record.home, ttl_ms, msgspec.json.encode(note), *bell, record.name]
-        holder = decoded(await self._publish_host(keys, args), HostRecord)
+        holder = decode_as(await self._publish_host(keys, args), HostRecord)
         if holder is None:
             self._written[record.name] = record.change
         return holder
@@ -215,12 +215,12 @@ class Registry:
         async with self._bounded():
             await self._redis.set(self.names.counts(host), msgspec.json.encode(counts), px=round(ttl_s * 1000))
 
-    async def counted(self, hosts: Iterable[str]) -> list[Snapshot]:
+    async def read_counts(self, hosts: Iterable[str]) -> list[Snapshot]:
         """Read the counters of the agents of these hosts."""
         keys = [self.names.counts(h) for h in hosts]
         async with self._bounded():
             values = await self._redis.mget(keys) if keys else []
-        return [s for v in values if (s := decoded(v, Snapshot))]
+        return [s for v in values if (s := decode_as(v, Snapshot))]
 
     async def remove_host(self, name: str, home: str = "") -> None:
         """Remove a host: its agent has stopped every worker and ends. A host of this name with another home stays.
@@ -269,7 +269,7 @@ class Registry:
         """Read one router's report."""
         async with self._bounded():
             (value,) = await self._redis.mget([self.names.router(router)])
-        return decoded(value, RouterReport)
+        return decode_as(value, RouterReport)
 
     async def touch(self, used: Mapping[str, float]) -> None:
         """Write last uses by this process's clock; an older one never replaces a newer one."""
@@ -297,7 +297,7 @@ class Registry:
         reads_hosts = not self._hosts.is_fresh(hosts_within_s)
         hosts, routers, overrides = await self._indexes.fleet_names(with_hosts=not reads_hosts)
         digests = await self._hosts.digests() if reads_hosts else {}
-        changed = self._hosts.changed(digests)
+        changed = self._hosts.outdated(digests)
         async with self._bounded(), self._redis.pipeline(transaction=False) as pipe:
             for function in overrides:
                 pipe.hgetall(self.names.override(function))
@@ -322,11 +322,11 @@ class Registry:
             newest = self._newest = self._reader.hosts(filter(None, of_hosts.values()), now, ended)
         await self._indexes.remove_missing(self.names.routers, self.names.router, routers, of_routers)
         await self._indexes.remove_missing(self.names.overrides, self.names.override, overrides, of_overrides.values())
-        reports = [r for v in of_routers if (r := decoded(v, RouterReport))]
+        reports = [r for v in of_routers if (r := decode_as(v, RouterReport))]
         return Fleet(
             hosts=newest,
             routers=self._reader.reports(reports, ended, ROUTER_TTL_S),
-            used=self._reader.used({text(m): score for m, score in used}, seconds + micros / 1e6, ended),
+            used=self._reader.last_uses({text(m): score for m, score in used}, seconds + micros / 1e6, ended),
             cordoned=frozenset(text(c) for c in cordoned),
             overrides={function: override_of(values) for function, values in of_overrides.items() if values},
             namesakes={n.name: n for n in self._hosts.namesakes if n.name in newest and n.home != newest[n.name].home},
@@ -399,7 +399,7 @@ class Registry:
         """Read the whole ledger."""
         async with self._bounded():
             raw = await self._redis.hgetall(self.names.ledger)
-        return {text(k): entry for k, v in raw.items() if (entry := decoded(v, Entry))}
+        return {text(k): entry for k, v in raw.items() if (entry := decode_as(v, Entry))}
 
     async def learn(self, field: str, entry: Entry, *, new: bool | None = None) -> bool:
         """Write one entry of the ledger; return whether it was written.
@@ -448,7 +448,7 @@ class Registry:
     async def death(self, token: str) -> Death | None:
         """Return a router's message about a death; None when it has expired."""
         async with self._bounded():
-            return decoded(await self._redis.get(self.names.death(token)), Death)
+            return decode_as(await self._redis.get(self.names.death(token)), Death)
 
     async def answer(self, token: str, answer: bytes) -> None:
         """Answer a question."""

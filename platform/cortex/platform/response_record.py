@@ -110,12 +110,12 @@ class ResponseRecord:
     async def read(self, cipher: ResponseCipher, id: str) -> bytes | None:
         """Return a value; None: there is none that this key can read."""
         sealed = await self._read([self._names.response(_name(cipher, id))], [])
-        return _opened(cipher, id, sealed) if isinstance(sealed, bytes) else None
+        return _open(cipher, id, sealed) if isinstance(sealed, bytes) else None
 
     async def read_list(self, cipher: ResponseCipher, id: str) -> list[bytes]:
         """Return the members of a list; none: there is none that this key can read."""
         members = await self._read_list([self._names.response(_name(cipher, id))], [])
-        values = [_opened(cipher, id, member) for member in members]
+        values = [_open(cipher, id, member) for member in members]
         return [value for value in values if value is not None]
 
     async def delete(self, cipher: ResponseCipher, id: str) -> bool:
@@ -153,7 +153,7 @@ def _name(cipher: ResponseCipher, id: str) -> str:
     return f"{{{cipher.owner}}}:{id}"
 
 
-def _opened(cipher: ResponseCipher, id: str, sealed: bytes) -> bytes | None:
+def _open(cipher: ResponseCipher, id: str, sealed: bytes) -> bytes | None:
     try:
         return cipher.decrypt(id, sealed)
     except Unreadable:

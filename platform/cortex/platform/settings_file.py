@@ -61,7 +61,7 @@ def read(text: str, *, file: str, folder: str, env: Mapping[str, str]) -> tuple[
         notes.append(f"{file}: [[neurons]] is not needed: agents register themselves")
     lines = TomlLines(text)
     problems: list[str] = []
-    values = _checked(raw, Settings, "", lines, file, problems)
+    values = _check(raw, Settings, "", lines, file, problems)
     for name, text_value in env.items():
         _override(values, name, text_value, problems)
     if problems:
@@ -91,7 +91,7 @@ def encode_env(settings: Settings) -> dict[str, str]:
     return env
 
 
-def _checked(
+def _check(
     raw: Mapping[str, Any],
     kind: type[Struct],
     table: str,
@@ -113,9 +113,9 @@ def _checked(
             continue
         valid[key] = value
         if (inner := _struct_in(hints[key])) and isinstance(value, dict):
-            valid[key] = _checked(value, inner, name, lines, file, problems)
+            valid[key] = _check(value, inner, name, lines, file, problems)
         elif inner and isinstance(value, list) and all(isinstance(v, dict) for v in value):
-            valid[key] = [_checked(v, inner, name, lines, file, problems, n) for n, v in enumerate(value)]
+            valid[key] = [_check(v, inner, name, lines, file, problems, n) for n, v in enumerate(value)]
         if len(problems) == before:
             try:
                 msgspec.convert(value, hints[key])

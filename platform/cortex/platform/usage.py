@@ -92,7 +92,7 @@ def split(total: int, weights: Mapping[K, int]) -> dict[K, int]:
     return parts
 
 
-def grouped(rows: Iterable[Row], by: By, names: Mapping[str, str]) -> dict[str, Sums]:
+def group(rows: Iterable[Row], by: By, names: Mapping[str, str]) -> dict[str, Sums]:
     """Return the sums by key (its name, if it is known), function, host, day or hour. Days and hours are in
     order of time; the others have the most tokens first."""
     groups: dict[str, Sums] = {}

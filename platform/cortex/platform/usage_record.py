@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from cortex.platform.budget import Spent, month
-from cortex.platform.record_codec import decoded, text, words
+from cortex.platform.record_codec import decode_as, text, words
 from cortex.platform.registry import Registry
 from cortex.platform.usage import DAY_S, HOUR_S, OTHER, Place, Row, Sums, date, days
 
@@ -145,7 +145,7 @@ def _pairs(flat: list[bytes]) -> dict[str, str]:
 
 def _row(day: int, field: str, value: str, *, has_hours: bool) -> Row | None:
     hour, place = (field[:2], field[2:]) if has_hours else ("00", field)
-    where, sums = decoded(place, tuple[str, str, str]), decoded(value, list[int])
+    where, sums = decode_as(place, tuple[str, str, str]), decode_as(value, list[int])
     if where is None or sums is None or not hour.isdecimal():
         return None
     at = day + int(hour) * HOUR_S

@@ -6,7 +6,7 @@ from pathlib import Path
 import rich_click as click
 
 from cortex.cli import exits
-from cortex.cli.tables import counted
+from cortex.cli.tables import quantity
 from cortex.cli.toml_text import write_value
 from cortex.cli.visible import echo, echo_json
 from cortex.functions.catalogue import Catalogue, CatalogueError, notes
@@ -33,7 +33,7 @@ def check(file: Path, name: str, as_json: bool) -> None:
         if as_json:
             echo_json({"file": str(file), "problems": [str(p) for p in error.problems]})
             sys.exit(exits.FAILED)
-        raise exits.Failed(str(error), hint=f"{counted(len(error.problems), 'problem')} in {file}") from None
+        raise exits.Failed(str(error), hint=f"{quantity(len(error.problems), 'problem')} in {file}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise exits.Failed(f"{file}: cannot be read: {error}") from None
     if name:
@@ -45,7 +45,7 @@ def check(file: Path, name: str, as_json: bool) -> None:
         return
     for note in notes(catalogue):
         echo(f"note: {note}")
-    functions, aliases = counted(len(catalogue.functions), "function"), counted(len(catalogue.aliases), "alias")
+    functions, aliases = quantity(len(catalogue.functions), "function"), quantity(len(catalogue.aliases), "alias")
     echo(f"{file}: {functions}, {aliases}: no problems")
 
 

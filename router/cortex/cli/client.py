@@ -262,7 +262,7 @@ class Router:
 
     # Weights and downloads.
 
-    def stored(self, host: str) -> api.WeightsAnswer:
+    def list_weights(self, host: str) -> api.WeightsAnswer:
         """Return the weights on every host, or on one."""
         return self._send("GET", f"/admin/weights?host={_quote(host)}", api.WeightsAnswer)
 

@@ -12,7 +12,7 @@ from cortex.cli.exits import Failed
 from cortex.cli.imports import litellm, llama_swap, lm_studio, ollama
 from cortex.cli.imports.draft import Draft, Entry
 from cortex.cli.imports.local_weights import LocalWeights
-from cortex.cli.tables import counted
+from cortex.cli.tables import quantity
 from cortex.cli.visible import echo, echo_json
 from cortex.platform import text_files
 
@@ -47,7 +47,7 @@ def import_models(source: str, folder: Path | None, output: Path | None, as_json
     for note in draft.every_note():
         echo(f"note: {note}", err=True)
     where = f" in {output}" if output else ""
-    echo(f"{counted(len(draft.entries), 'function')}, {counted(len(draft.aliases), 'alias')}{where}", err=True)
+    echo(f"{quantity(len(draft.entries), 'function')}, {quantity(len(draft.aliases), 'alias')}{where}", err=True)
 
 
 def _draft(source: str, folder: Path | None, weights: LocalWeights) -> Draft:

@@ -32,7 +32,7 @@ class RedisKeys:
         """Return every key, or those of a name, and what those with a budget have spent."""
 
         async def read(keys: Keys) -> KeysAnswer:
-            entries = await (keys.named(name) if name else keys.all())
+            entries = await (keys.keys_of(name) if name else keys.all())
             spent = await keys.spent() if any(k.budget for k in entries) else {}
             return KeysAnswer(keys=tuple(map(without_digest, entries)), spent=spent)
 

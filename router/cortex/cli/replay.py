@@ -12,14 +12,14 @@ from rich.progress import Progress
 from cortex.cli.client import Router
 from cortex.cli.durations import Span
 from cortex.cli.exits import NOT_FOUND, Failed
-from cortex.cli.tables import console, counted, print_rows, span
+from cortex.cli.tables import console, print_rows, quantity, span
 from cortex.cli.visible import echo, echo_json
 from cortex.cli.what_if.fleet import ReplayFleet
 from cortex.cli.what_if.past import Measured, Past, Tally, read_past
 from cortex.functions.catalogue import Catalogue, CatalogueError
 from cortex.functions.names import did_you_mean
 from cortex.functions.spec import revision
-from cortex.functions.variants import fold, hosted
+from cortex.functions.variants import fold, with_instances
 from cortex.platform.record import Device, HostRecord
 from cortex.platform.settings_file import declared_devices
 from cortex.router.api_types import FunctionView, HostView
@@ -88,7 +88,7 @@ def replay(since_s: float, models: Path, added: Sequence[str], removed: Sequence
         )
     functions = [f for f in router.functions() if not f.variant_of]
     base_ids = {f.id: f.base_id for f in catalogue.functions.values()}
-    catalogue = replace(catalogue, functions=hosted(fold(catalogue.functions)))
+    catalogue = replace(catalogue, functions=with_instances(fold(catalogue.functions)))
     past = read_past(
         (replace(d, function=base_ids.get(d.function, d.function)) for d in decisions),
         begin,
@@ -97,7 +97,7 @@ def replay(since_s: float, models: Path, added: Sequence[str], removed: Sequence
         last_used={f.id: f.last_used for f in functions if f.last_used is not None},
     )
     cordoned = frozenset(h.name for h in views.hosts if h.cordoned)
-    fleet = ReplayFleet(catalogue.functions, hosts, cordoned, _measured(past, functions, catalogue))
+    fleet = ReplayFleet(catalogue.functions, hosts, cordoned, _add_measurements(past, functions, catalogue))
     would = _with_progress(fleet.run)
     names = sorted(past.did.keys() | would.keys())
     answer = ReplayAnswer(
@@ -117,7 +117,7 @@ def _catalogue(path: Path) -> Catalogue:
     try:
         return load(path, strict=True)
     except CatalogueError as error:
-        raise Failed(str(error), hint=f"{counted(len(error.problems), 'problem')} in {path}") from None
+        raise Failed(str(error), hint=f"{quantity(len(error.problems), 'problem')} in {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise Failed(f"{path}: cannot be read: {error}", hint="`--models FILE` names a catalogue.") from None
 
@@ -162,7 +162,7 @@ def _bare(view: HostView) -> HostRecord:
     )  # fmt: skip
 
 
-def _measured(past: Past, views: Sequence[FunctionView], catalogue: Catalogue) -> Past:
+def _add_measurements(past: Past, views: Sequence[FunctionView], catalogue: Catalogue) -> Past:
     """Return the past with what the ledger has: start times of functions that did not start in it, and the memory of
     those whose worker's command the catalogue does not change."""
     measured = dict(past.measured)

@@ -5,7 +5,7 @@ import rich_click as click
 from cortex.cli.browser import open_page
 from cortex.cli.client import Router, api_key
 from cortex.cli.fn import state
-from cortex.cli.tables import ago, console, counted, print_rows
+from cortex.cli.tables import ago, console, print_rows, quantity
 from cortex.cli.visible import echo, echo_json
 from cortex.router.api_types import HostView
 
@@ -41,7 +41,7 @@ def status(as_json: bool, opens: bool) -> None:
         columns = ("HOST", "DEVICE", "MEMORY MIB", "IN USE BY CORTEX", "INSTANCES", "SEEN")
         print_rows(columns, rows, optional=("SEEN", "DEVICE"))
     warm = [f for f in functions if f.state != "cold"]
-    out.print(f"{counted(len(functions), 'function')}, {len(warm)} not cold{':' * bool(warm)}", markup=False)
+    out.print(f"{quantity(len(functions), 'function')}, {len(warm)} not cold{':' * bool(warm)}", markup=False)
     for f in warm:
         waiting = f", {f.waiting} waiting" if f.waiting else ""
         out.print(f"  {f.id}: {state(f)}, {f.in_flight} in flight{waiting}", markup=False)

@@ -67,7 +67,7 @@ def print_rows(
         widths[0] = min(widths[0], room)
     lines = []
     for row in (columns, *rows):
-        first = _shortened(row[0], widths[0])
+        first = _shorten(row[0], widths[0])
         cells = [first, *(row[c] for c in chosen[1:])]
         line = GAP.join(cell + " " * (widths[c] - _width(cell)) for cell, c in zip(cells, chosen, strict=True))
         if most is not None:
@@ -91,7 +91,7 @@ def _fitting(columns: Sequence[str], widths: Sequence[int], optional: Sequence[s
     return chosen
 
 
-def _shortened(text: str, width: int) -> str:
+def _shorten(text: str, width: int) -> str:
     """Return a text with an ellipsis in its middle if it is wider than `width`."""
     if _width(text) <= width:
         return text
@@ -124,7 +124,7 @@ def print_unavailable(away: Mapping[str, str]) -> None:
         echo(f"{host} did not answer: {why}", err=True)
 
 
-def counted(number: int, noun: str) -> str:
+def quantity(number: int, noun: str) -> str:
     """Return a number of things: `1 function`, `2 aliases`."""
     return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
 

@@ -25,7 +25,7 @@ def weights() -> None:
 @_json
 def ls(host: str, as_json: bool) -> None:
     """List the weights on every host, their size and the functions that use them."""
-    result = Router().stored(host)
+    result = Router().list_weights(host)
     if as_json:
         echo_json(result, indent=2)
         return

@@ -20,7 +20,7 @@ from litestar.types import ControllerRouterHandler
 from cortex.functions.capabilities import Cost
 from cortex.platform import clock
 from cortex.platform.audit_trail import AuditTrail
-from cortex.platform.cancel import cancelled
+from cortex.platform.cancel import cancel_tasks
 from cortex.platform.faults import Faults
 from cortex.platform.in_flight import InFlight
 from cortex.platform.keys import FleetToken
@@ -334,7 +334,7 @@ class _RouterWorker:
         try:
             yield
         finally:
-            await cancelled(tasks)
+            await cancel_tasks(tasks)
             for part in (self.stored, self.activator, self.adapters, self.peers, self.deaths):
                 await part.close()
             with contextlib.suppress(RecordUnavailable):

@@ -71,7 +71,7 @@ class Reporter:
         reported: tuple[dict[str, int], Sequence[str]] = ({}, ())
         reported_at = 0.0
         while True:
-            await self._view.changed(0.1 if self._draining() else REPORT_S)
+            await self._view.wait_for_change(0.1 if self._draining() else REPORT_S)
             self._catalogue.override(self._view.fleet.overrides)
             if not stopping():  # otherwise systemd watches the next router
                 systemd.notify("WATCHDOG=1")
@@ -79,7 +79,7 @@ class Reporter:
             if state == reported and time.monotonic() - reported_at < REPORT_S:
                 continue
             used = self._in_flight.take_used()
-            self._view.note_used(used)
+            self._view.note_uses(used)
             try:
                 await self.report()
                 await self._registry.touch(used)

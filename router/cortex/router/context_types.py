@@ -52,7 +52,7 @@ KIND = "conversations"
 """The kind of their entries among the weights."""
 
 
-def stored(saved: Iterable[SavedContext]) -> list[Stored]:
+def list_contexts(saved: Iterable[SavedContext]) -> list[Stored]:
     """Return a host's saved conversations as entries among its weights, one for each function."""
     entries: dict[str, Stored] = {}
     for c in saved:

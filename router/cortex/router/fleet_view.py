@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from cortex.functions.capabilities import ModelProfile
 from cortex.functions.lifecycle import State
 from cortex.platform import clock
-from cortex.platform.fleet import Fleet, newest_uses, shifted_fleet, use, without_successors
+from cortex.platform.fleet import Fleet, newest_uses, shift_fleet, use, without_successors
 from cortex.platform.in_flight import InFlight
 from cortex.platform.record import Death, Failure, HostRecord, Instance, ShareUse
 from cortex.platform.record_codec import beat as heartbeat
@@ -77,7 +77,7 @@ class FleetView:
         used = self.fleet.used | in_flight.recent()
         fleet = replace(self.fleet, routers={**self.fleet.routers, self.router: own}, used=used)
         ahead_s = round(clock.wall(0.0), 1)
-        return shifted_fleet(fleet, ahead_s) if ahead_s else fleet
+        return shift_fleet(fleet, ahead_s) if ahead_s else fleet
 
     def ready(self, function: str, revision: str) -> tuple[Instance, ...]:
         """Return the instances that may receive requests now."""
@@ -85,13 +85,13 @@ class FleetView:
         if not self._suspects or not instances:
             return instances
         now = time.monotonic()
-        return tuple(i for i in instances if not self._suspected(i.id, now))
+        return tuple(i for i in instances if not self._is_suspect(i.id, now))
 
-    def suspected(self, function: str, revision: str) -> tuple[Instance, ...]:
+    def suspect_instances(self, function: str, revision: str) -> tuple[Instance, ...]:
         """Return the ready instances that are suspects, but not given up."""
         now = time.monotonic()
         instances = self._index.ready(function, revision)
-        return tuple(i for i in instances if self._suspected(i.id, now) and self._given_up.get(i.id, 0.0) < now)
+        return tuple(i for i in instances if self._is_suspect(i.id, now) and self._given_up.get(i.id, 0.0) < now)
 
     def failed(self, function: str, revision: str) -> tuple[str, ...]:
         """Return the instances that were given up and are still ready in the record."""
@@ -142,7 +142,7 @@ class FleetView:
 
     def instance(self, instance: str) -> tuple[HostRecord, Instance] | None:
         """Return an instance and its host."""
-        placed = self._index.placed(instance)
+        placed = self._index.place_of(instance)
         host = self.fleet.record(placed[1]) if placed else None
         return next(((host, i) for i in host.instances if i.id == instance), None) if host else None
 
@@ -170,9 +170,9 @@ class FleetView:
         same = without_successors(self.of(function))
         return next((i for i in same if i.is_coming and i.revision == revision), None)
 
-    def placed(self, instance: str) -> tuple[str, str] | None:
+    def place_of(self, instance: str) -> tuple[str, str] | None:
         """Return the function and the host of an instance in the record."""
-        return self._index.placed(instance)
+        return self._index.place_of(instance)
 
     def instances(self) -> Collection[str]:
         """Return the ids of all instances in the record."""
@@ -181,7 +181,7 @@ class FleetView:
     def suspects(self) -> list[str]:
         """Return the suspects: instances that recently refused a connection."""
         now = time.monotonic()
-        return [i for i in self._suspects if self._suspected(i, now)]
+        return [i for i in self._suspects if self._is_suspect(i, now)]
 
     def failure(self, instance: str) -> Failure | None:
         """Return an instance's failure, if its host still reports it."""
@@ -195,7 +195,7 @@ class FleetView:
         """Return, per host, the epoch up to which this view includes every drain."""
         return {name: host.epoch for name, host in self.fleet.hosts.items()}
 
-    async def changed(self, timeout_s: float) -> bool:
+    async def wait_for_change(self, timeout_s: float) -> bool:
         """Wait until the view changes. False after the timeout."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
@@ -207,7 +207,7 @@ class FleetView:
     def suspect(self, instance: str) -> None:
         """Exclude an instance for a while: it refused the connection, or another worker answered."""
         now = time.monotonic()
-        self._suspects = {i: s for i, s in self._suspects.items() if self._suspected(i, now)}
+        self._suspects = {i: s for i, s in self._suspects.items() if self._is_suspect(i, now)}
         self._suspects[instance] = (now + SUSPECT_S, self._reported_at(instance))
 
     def give_up(self, instance: str) -> None:
@@ -240,7 +240,7 @@ class FleetView:
         """Return the instances of silent hosts."""
         return [i for h in self.fleet.silent.values() for i in h.record.instances]
 
-    def _suspected(self, instance: str, now: float) -> bool:
+    def _is_suspect(self, instance: str, now: float) -> bool:
         """Whether the instance is a suspect; longer while its host has not reported since."""
         until, reported_at = self._suspects.get(instance, (0.0, -1.0))
         return now < until or (now < until + SILENT_S and 0 < reported_at == self._reported_at(instance))
@@ -249,7 +249,7 @@ class FleetView:
         entry = self.instance(instance)
         return entry[0].at if entry else 0.0
 
-    def note_used(self, used: Mapping[str, float]) -> None:
+    def note_uses(self, used: Mapping[str, float]) -> None:
         """Add last uses that are being written; a full read that began earlier lacks them."""
         since = clock.now() - OWN_USES_S
         self._own_uses = newest_uses({m: at for m, at in self._own_uses.items() if at > since}, used)
@@ -370,7 +370,7 @@ class FleetView:
             log.info("host_reports_again" if name in after.hosts else "host_forgotten", host=name)
 
     def wake(self) -> None:
-        """Wake the waiters of `changed()`, also after a change outside the view."""
+        """Wake the waiters of `wait_for_change()`, also after a change outside the view."""
         if self._next is not None and not self._next.done():
             self._next.set_result(None)
         self._next = None

@@ -49,7 +49,7 @@ class InstanceIndex:
         """Return the instances of a function by host, also of silent ones."""
         return self._of.get(function, {})
 
-    def placed(self, instance: str) -> tuple[str, str] | None:
+    def place_of(self, instance: str) -> tuple[str, str] | None:
         """Return the function and the host of an instance."""
         return self._placed.get(instance)
 

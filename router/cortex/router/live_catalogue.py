@@ -140,7 +140,7 @@ class LiveCatalogue:
             return None
         return target, rule
 
-    def declared(self, function: str) -> Function | None:
+    def declaration(self, function: str) -> Function | None:
         """Return a function as the file declares it, without runtime overrides."""
         return self._served.declared.functions.get(function)
 

@@ -86,7 +86,7 @@ class ModelListing:
     def every(self, functions: Iterable[tuple[str, Function]], fleet: Fleet) -> Iterator[tuple[bytes, ...]]:
         """Yield the entry of each function under its id or an alias, in pieces."""
         profiles, feasible = known_models({h.name: h for h in fleet.records()}), Feasible(fleet.hosts.values())
-        placed, failing = _placed(fleet), _failing(fleet)
+        placed, failing = _instances(fleet), _failing(fleet)
         for name, function in functions:
             base = function.variant_of or function.id
             before, need, after = self._parts(name, function, placed.get(base, ()), base in failing, profiles.get(base))
@@ -95,7 +95,7 @@ class ModelListing:
     def one(self, name: str, function: Function, fleet: Fleet, profile: ModelProfile | None) -> bytes:
         """Return the entry of a function under its id or an alias."""
         base = function.base_id
-        placed = _placed(fleet, only=base).get(base, ())
+        placed = _instances(fleet, only=base).get(base, ())
         before, need, after = self._parts(name, function, placed, base in _failing(fleet), profile)
         return before + _fitting(need, _by_name(fleet.hosts.values())) + after
 
@@ -131,7 +131,7 @@ class ModelListing:
 _requirement = Memo(lambda function: replace(need(function, None), function="", priority=0))
 
 
-def _placed(fleet: Fleet, only: str = "") -> Mapping[str, Sequence[tuple[str, Instance]]]:
+def _instances(fleet: Fleet, only: str = "") -> Mapping[str, Sequence[tuple[str, Instance]]]:
     """Return each function's instances with their hosts, by host and id; of one function if `only` names it."""
     placed: dict[str, list[tuple[str, Instance]]] = defaultdict(list)
     for host in fleet.records():

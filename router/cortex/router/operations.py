@@ -60,7 +60,7 @@ class Operations:
             raise BadRequest(
                 f"'{function.id}' is a variant: set max of '{function.variant_of}', which has the instances"
             )
-        declared = self._catalogue.declared(function.id) or function
+        declared = self._catalogue.declaration(function.id) or function
         least = declared.min if settings.min is None else settings.min
         most = declared.max if settings.max is None else settings.max
         if least > most or most < 1:
@@ -129,12 +129,12 @@ class Operations:
                 except RequestError:
                     return False
                 if accepted is None:
-                    await self._view.changed(CLAIMED_ELSEWHERE_S)
+                    await self._view.wait_for_change(CLAIMED_ELSEWHERE_S)
                     continue
             entry = self._view.instance(accepted.instance)
             if entry is not None and entry[1].state is State.READY:
                 return entry[0].name != source
             if self._view.failure(accepted.instance) is not None:
                 return False
-            await self._view.changed(1.0)
+            await self._view.wait_for_change(1.0)
         return False

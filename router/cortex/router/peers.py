@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from cortex.platform.cancel import cancelled
+from cortex.platform.cancel import cancel_tasks
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.router.api_types import RequestSummary
 from cortex.router.fleet_view import FleetView
@@ -57,7 +57,7 @@ class Peers:
 
     async def close(self) -> None:
         """Cancel the answers in progress."""
-        await cancelled(self._answering)
+        await cancel_tasks(self._answering)
 
     async def requests(self) -> list[RequestSummary]:
         """Return the live requests of all workers, oldest first."""

@@ -93,7 +93,7 @@ class RequestRecord:
         self.tries: tuple[Try, ...] = ()
         self.cancel: Callable[[], None] | None = None
 
-    def forwarded(self, instance: str, host: str, path: str = "") -> None:
+    def forward(self, instance: str, host: str, path: str = "") -> None:
         """Record the instance that the request is sent to; `path` is how it was started."""
         self.instance, self.host, self.path, self.phase = instance, host, path, "forwarded"
         if not self.choose_s:
@@ -103,7 +103,7 @@ class RequestRecord:
         """Record a worker that broke before it answered."""
         self.tries += (Try(self.instance, self.host, why[:300], replayed),)
 
-    def rejected(self, status: int, fault: str, why: str) -> None:
+    def reject(self, status: int, fault: str, why: str) -> None:
         """Record the status and kind of the error that the client receives, and the reason for the log."""
         self.status, self.fault, self.why = status, fault, why
 
@@ -226,7 +226,7 @@ class RequestRecords:
         self._live: dict[int, RequestRecord] = {}
         self._over: deque[RequestRecord] = deque(maxlen=RECENT)
 
-    def begun(self, request_record: RequestRecord) -> None:
+    def begin(self, request_record: RequestRecord) -> None:
         """Add an active request."""
         self._live[id(request_record)] = request_record
 

@@ -26,7 +26,7 @@ def serve(seats: Seats, id: str, *marks: str, now: float = 0.0, **rest: Any) -> 
 
 
 def marks_held(seats: Seats, **unseated: int) -> list[str]:
-    return [c.mark for c in seats.held("i1", unseated)]
+    return [c.mark for c in seats.conversations("i1", unseated)]
 
 
 def test_a_conversation_continues_in_its_slot_and_another_takes_the_next_one() -> None:
@@ -190,5 +190,5 @@ def test_a_request_reuses_only_what_its_owner_has_left_and_what_is_held_is_there
             id, request = list(live.items())[choice % len(live)]
             del live[id]
             seats.leave(LeaveSeat(id=id, instance="i1", mark=request.marks[-1] if step == "leave" else "", tokens=1))
-        for held in seats.held("i1", {}):
+        for held in seats.conversations("i1", {}):
             assert slots[held.slot] == {held.mark.partition("-")[0]}

@@ -202,7 +202,7 @@ def test_a_link_that_leaves_the_cache_is_not_offered(hub: FakeHub, tmp_path: Pat
     pointer.unlink()
     pointer.symlink_to(secret)
 
-    assert offers.offered(cache) == {}
+    assert offers.shared_files(cache) == {}
 
 
 def test_the_file_with_the_neighbours_is_read_back_and_a_broken_one_is_none(tmp_path: Path) -> None:

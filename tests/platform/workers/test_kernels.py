@@ -89,7 +89,7 @@ async def test_code_that_fits_is_fetched_once(a: Host, b: Host, near: NeighbourD
     received = {name: c for name, c in content(b.cache).items() if name.startswith("vllm")}
     assert (first, second, len(near.transfers)) == ("a", "", 1)
     assert received == {name: c for name, c in content(a.cache).items() if name.startswith("vllm")}
-    (entry,) = compiled.stored(b.folder)
+    (entry,) = compiled.list_caches(b.folder)
     assert (entry.name, entry.origins) == (f"compiled:{BUILD}/{DEVICE}", {"a": near_size(near)})
     assert [p.name for p in kernel_pack.folder_of(b.folder).iterdir()] == []
 

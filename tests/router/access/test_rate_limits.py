@@ -256,7 +256,7 @@ def test_media_cost_what_their_worker_counts_or_else_seconds_and_characters(
     fields: dict[str, float], tokens: int
 ) -> None:
     record = RequestRecord("r", "f", "f", "transcriptions", streams=False, read_s=0.0)
-    record.forwarded("i", "h")
+    record.forward("i", "h")
     for name, value in fields.items():
         setattr(record, name, value)
 

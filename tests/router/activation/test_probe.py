@@ -10,7 +10,7 @@ from aiohttp import web
 
 from cortex.platform.keys import FleetToken, host_token, worker_key
 from cortex.router.activation import probe as probing
-from cortex.router.activation.probe import Probe, Pulse, judged
+from cortex.router.activation.probe import Probe, Pulse, judge
 from tests.support.factories import HOST, an_instance
 from tests.support.stack import free_port
 
@@ -107,4 +107,4 @@ async def test_a_worker_that_does_not_answer_in_time_is_silent(tmp_path: Path, m
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"null", b'{"data": 1}', b"\xff\xfe", b'{"data": [{"id": "x"}]}'])
 def test_what_does_not_list_the_function_is_not_it(body: bytes) -> None:
-    assert judged(body, "org/model") is Pulse.GONE
+    assert judge(body, "org/model") is Pulse.GONE

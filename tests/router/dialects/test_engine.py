@@ -51,7 +51,7 @@ def test_a_path_below_upstream_is_a_name_and_one_of_the_paths(path: str, expecte
     [(b"model=a%2Fb", "a/b"), (b"x=1&model=m", "m"), (b"", ""), (b"model", ""), (b"&".join([b"a=1"] * 99), "")],
 )
 def test_a_query_may_name_the_model(query: bytes, expected: str) -> None:
-    assert engine.named_in(query) == expected
+    assert engine.model_in(query) == expected
 
 
 def test_a_name_in_the_path_or_the_query_precedes_that_of_the_body() -> None:
@@ -174,7 +174,7 @@ def test_props_have_no_path_no_prompt_and_no_unknown_field() -> None:
         "webui_settings": {"a": SECRET},
     }  # fmt: skip
 
-    assert json.loads(engine.shown("/props", json.dumps(worker).encode(), "mine")) == {
+    assert json.loads(engine.visible_part("/props", json.dumps(worker).encode(), "mine")) == {
         "default_generation_settings": {"n_ctx": 512, "params": {"top_k": 1}},
         "total_slots": 2,
         "model_path": "mine",
@@ -186,7 +186,7 @@ def test_props_have_no_path_no_prompt_and_no_unknown_field() -> None:
 def test_slots_show_nothing_of_a_request() -> None:
     slot = {"id": 1, "n_ctx": 512, "is_processing": True, "prompt": SECRET, "params": {"seed": 1}, "id_task": 9}
 
-    assert json.loads(engine.shown("/slots", json.dumps([slot]).encode(), "m")) == [
+    assert json.loads(engine.visible_part("/slots", json.dumps([slot]).encode(), "m")) == [
         {"id": 1, "n_ctx": 512, "is_processing": True}
     ]
 
@@ -201,4 +201,4 @@ def test_an_infill_has_the_functions_output_limit(sent_limit: int | None, expect
 @pytest.mark.parametrize("path", engine.STATES)
 def test_a_state_that_cannot_be_read_is_an_error(path: str) -> None:
     with pytest.raises(BadAnswer):
-        engine.shown(path, b"<html>", "m")
+        engine.visible_part(path, b"<html>", "m")

@@ -14,9 +14,9 @@ from cortex.router.dialects.core.large_object import LargeObject, head, tail, wi
 from cortex.router.dialects.core.long_strings import Outline
 from cortex.router.dialects.core.traits import Traits
 from cortex.router.dialects.dialect import read_request
-from cortex.router.request.assemble import asked_to_stream
+from cortex.router.request.assemble import streaming_request
 from cortex.router.request.intake import repair
-from cortex.router.request.prompt_cache import salted
+from cortex.router.request.prompt_cache import with_salt
 from cortex.router.request.suspects import digest
 
 MIB = 1 << 20
@@ -158,9 +158,9 @@ def test_what_reads_a_body_on_its_way_sees_the_same_in_pieces() -> None:
     whole = bytes(large)
 
     assert digest("/v1/chat/completions", large) == digest("/v1/chat/completions", whole)
-    for change in (asked_to_stream, grammar.loosen_request, lambda body: salted(body, "s"), lambda body: body):
+    for change in (streaming_request, grammar.loosen_request, lambda body: with_salt(body, "s"), lambda body: body):
         assert json.loads(bytes(change(large) or b"")) == json.loads(bytes(change(whole) or b""))
-    assert asked_to_stream(large.replace({"logprobs": b"true"})) is None
+    assert streaming_request(large.replace({"logprobs": b"true"})) is None
 
 
 def image(data: str) -> bytes:

@@ -112,7 +112,7 @@ def test_case_65_a_fault_is_a_line_and_no_other_follows() -> None:
 
 def test_case_72_times_are_those_of_the_clock() -> None:
     now = iter([10.0, 11.0, 12.0, 13.0, 14.0, 15.0])
-    stream = chat_request().answer("ID", 1).timed(lambda: next(now)).stream()
+    stream = chat_request().answer("ID", 1).with_clock(lambda: next(now)).stream()
 
     last = lines(run(stream, [wire(chunk(content="a"), chunk("stop"))]))[-1]
 

@@ -352,7 +352,7 @@ OPEN_RESPONSES = {
 
 def test_an_answer_has_every_key_that_open_responses_requires() -> None:
     request = responses_request(tools=[{"type": "function", "name": "f", "parameters": {}}], temperature=0.5)
-    reply = request.answer("a", 1).timed(lambda: 7.5)
+    reply = request.answer("a", 1).with_clock(lambda: 7.5)
 
     answer = json.loads(reply.plain(completion(content="hi")).body)
 

@@ -63,12 +63,12 @@ def test_every_item_of_a_request_has_an_id() -> None:
 def test_a_request_continues_items_and_may_refer_to_them() -> None:
     own = [{"type": "item_reference", "id": "msg_1"}, {"type": "message", "id": "msg_2"}]
 
-    assert stored.joined(CALM, own, CALM) == [*CALM, *CALM, own[1]]
+    assert stored.join_items(CALM, own, CALM) == [*CALM, *CALM, own[1]]
 
 
 def test_a_reference_to_an_unknown_item_names_its_place() -> None:
     with pytest.raises(BadRequest) as refused:
-        stored.joined(CALM, [{"type": "item_reference", "id": "msg_9"}], CALM)
+        stored.join_items(CALM, [{"type": "item_reference", "id": "msg_9"}], CALM)
 
     assert refused.value.param == "input[0].id"
 

@@ -14,7 +14,7 @@ def counts(function: str, fault: str) -> dict[str, float]:
     """Return the counters of requests after one that was rejected."""
     counted = RequestMetrics(FleetView(cast(Registry, None), "router-1"), InFlight("router-1"))
     record = RequestRecord("req_1", function, function, "chat", streams=False, read_s=0.0)
-    record.rejected(429, fault, "over its limits")
+    record.reject(429, fault, "over its limits")
     record.ended = record.began
     counted.count(Finished([record]))
     names = {m.name for m in (metrics.REQUESTS, metrics.REJECTIONS, metrics.REFUSED, metrics.BATCH_WAITS)}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cortex.platform.weights.demo_model import write_bigram
 from cortex.router.dialects.chat.stream import Reply
 from cortex.router.dialects.core.errors import BadAnswer
-from cortex.router.request.assemble import Assembly, BadStream, CutStream, asked_to_stream
+from cortex.router.request.assemble import Assembly, BadStream, CutStream, streaming_request
 from tests.support.stack import eventually, free_port
 
 ASK: dict[str, Any] = {"model": "tiny", "max_tokens": 8, "temperature": 0, "seed": 1}
@@ -68,7 +68,7 @@ def without_chance(answer: dict[str, Any]) -> dict[str, Any]:
 def test_it_equals_the_workers_own_plain_answer(worker: httpx.Client, path: str, body: dict[str, Any]) -> None:
     plain = worker.post(path, json=body).json()
     assembly = Assembly()
-    streaming = bytes(asked_to_stream(json.dumps(body).encode()) or b"")
+    streaming = bytes(streaming_request(json.dumps(body).encode()) or b"")
 
     assembly.feed(worker.post(path, content=streaming).content)
 
@@ -83,7 +83,9 @@ def test_several_prompts_are_answered_as_by_the_worker_and_counted_together(
     plain = worker.post("/v1/completions", json=body).json()
     alone = [worker.post("/v1/completions", json={**body, "prompt": one}).json()["usage"] for one in prompts]
     assembly, reply = Assembly(), Reply(id="c", model="tiny", choices=2).stream()
-    streamed = worker.post("/v1/completions", content=bytes(asked_to_stream(json.dumps(body).encode()) or b"")).content
+    streamed = worker.post(
+        "/v1/completions", content=bytes(streaming_request(json.dumps(body).encode()) or b"")
+    ).content
 
     assembly.feed(streamed)
     reply.feed(streamed)
@@ -260,4 +262,4 @@ def test_any_chunks_are_an_answer_or_no_stream(chunk: Any) -> None:
 
 
 def test_log_probabilities_are_asked_for_plainly_because_streams_lack_the_last() -> None:
-    assert asked_to_stream(b'{"model":"a","logprobs":true}') is None
+    assert streaming_request(b'{"model":"a","logprobs":true}') is None

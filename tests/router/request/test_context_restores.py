@@ -173,7 +173,7 @@ async def test_a_conversation_is_found_in_its_slot_by_every_router_process() -> 
 
     assert [first[0], others[0]] == [',"id_slot":0,"cache_prompt":false}', ',"id_slot":1,"cache_prompt":false}']
     assert again == (',"id_slot":0}', 0)
-    assert one.seats.held("i1", {}) == one.seats.held("i1", {"r1": 0, "r2": 0}) != ()
+    assert one.seats.conversations("i1", {}) == one.seats.conversations("i1", {"r1": 0, "r2": 0}) != ()
 
 
 async def test_without_an_agent_a_request_is_sent_without_a_seat_and_counted() -> None:
@@ -186,7 +186,7 @@ async def test_without_an_agent_a_request_is_sent_without_a_seat_and_counted() -
     assert answers == [(',"cache_prompt":false}', 0), ("}", 0), (',"cache_prompt":false}', 0)]
     assert router.calls == 2  # an agent that did not answer delays one request
     assert router.restores.unseated({"i1"}) == {"i1": 3}
-    assert router.seats.held("i1", router.restores.unseated({"i1"}) and {"r1": 3}) == ()
+    assert router.seats.conversations("i1", router.restores.unseated({"i1"}) and {"r1": 3}) == ()
     assert router.restores.unseated(()) == {}
 
 
@@ -198,5 +198,5 @@ async def test_a_request_that_ends_early_leaves_its_seat_without_a_conversation(
         async with router.restores.seat(INSTANCE, 2, MINE, FIRST, record):
             raise asyncio.CancelledError
 
-    assert router.seats.held("i1", {}) == ()
+    assert router.seats.conversations("i1", {}) == ()
     assert (await router.send(SECOND, THEIRS))[0] == ',"id_slot":1,"cache_prompt":false}'

@@ -61,7 +61,7 @@ async def test_a_body_that_was_answered_is_held_no_more_even_where_the_answer_br
         raise OSError
 
     with pytest.raises(OSError):
-        await body.held_by(breaks)(ReadingClient())
+        await body.release_after(breaks)(ReadingClient())
 
     held(intake, "k", 400)
 

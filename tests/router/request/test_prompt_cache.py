@@ -14,9 +14,9 @@ from cortex.router.request.prompt_cache import (
     UNKNOWN,
     HiddenCounts,
     SlotTable,
-    salted,
-    seated,
     slots_to_seat,
+    with_salt,
+    with_seat,
 )
 
 BODY = b'{"messages":[{"role":"user","content":"a plan"}],"model":"m"}'
@@ -44,7 +44,7 @@ def test_each_server_keeps_keys_apart_in_its_own_way(engine: Engine, ran: str, w
 
 
 def test_a_salt_is_written_into_the_body_whatever_the_client_sent() -> None:
-    answer = json.loads(bytes(salted(b'{"cache_salt":"theirs","model":"m"}', "ours")))
+    answer = json.loads(bytes(with_salt(b'{"cache_salt":"theirs","model":"m"}', "ours")))
 
     assert answer == {"cache_salt": "ours", "model": "m"}
 
@@ -58,7 +58,7 @@ def test_a_salt_is_written_into_the_body_whatever_the_client_sent() -> None:
     ],
 )
 def test_a_seat_is_written_into_the_body(place: Seat, fields: dict[str, object]) -> None:
-    assert json.loads(bytes(seated(BODY, place))) == json.loads(bytes(BODY)) | fields
+    assert json.loads(bytes(with_seat(BODY, place))) == json.loads(bytes(BODY)) | fields
 
 
 def test_a_key_finds_its_own_prompt_again_and_another_key_does_not() -> None:

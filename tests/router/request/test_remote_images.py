@@ -129,7 +129,7 @@ def requests(url: str) -> dict[str, dict[str, Any]]:
 async def inlined(body: dict[str, Any]) -> Any:
     images = RemoteImages(Says("127.0.0.1"))
     try:
-        return json.loads(await images.inlined(json.dumps(body).encode()))
+        return json.loads(await images.inline(json.dumps(body).encode()))
     finally:
         await images.close()
 
@@ -178,7 +178,7 @@ async def test_a_request_without_remote_images_is_left_as_it_is() -> None:
         b"\xff http",
         b'{"image_url": "data:image/png;base64,AA"}',
     ):
-        assert await images.inlined(body) is body
+        assert await images.inline(body) is body
 
 
 async def test_there_is_an_end_to_how_many_are_fetched() -> None:

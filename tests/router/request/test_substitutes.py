@@ -66,12 +66,12 @@ def test_a_substitute_goes_on_with_its_own_conversations_until_the_other_functio
     substitutes = Substitutes(cast(Any, None))
     first, later = Conversation(Stage.FIRST, "k"), Conversation(Stage.LATER, "k")
     decisions = [substitutes.may_answer(first, "small"), substitutes.may_answer(later, "small")]
-    substitutes.answered(first, "small")
+    substitutes.remember(first, "small")
     decisions += [
         substitutes.may_answer(later, "small"),
         substitutes.may_answer(Conversation(Stage.TOOLS, "k"), "small"),
     ]
-    substitutes.answered(later, "big")
+    substitutes.remember(later, "big")
     decisions += [substitutes.may_answer(later, "small"), substitutes.may_answer(first, "small")]
 
     assert decisions == [True, False, True, False, False, False]
@@ -80,7 +80,7 @@ def test_a_substitute_goes_on_with_its_own_conversations_until_the_other_functio
 def test_the_oldest_conversations_are_forgotten_and_then_wait_for_their_own_function() -> None:
     substitutes = Substitutes(cast(Any, None), most=2)
     for name in "abc":
-        substitutes.answered(Conversation(Stage.FIRST, name), "small")
+        substitutes.remember(Conversation(Stage.FIRST, name), "small")
 
     assert [substitutes.may_answer(Conversation(Stage.LATER, name), "small") for name in "abc"] == [False, True, True]
 

@@ -30,7 +30,7 @@ async def adopt(workers: Sequence[SavedWorker], supervisor: Supervisor, tell: Ca
     """
     alive = {w.instance.id for w in workers if w.instance.process and process_id.is_alive(w.instance.process)}
     up = (State.READY, State.DRAINING)
-    workers, asleep = await _parked(workers, alive, supervisor)
+    workers, asleep = await _check_parked(workers, alive, supervisor)
     serving = [
         w.instance
         for w in workers
@@ -49,7 +49,7 @@ async def adopt(workers: Sequence[SavedWorker], supervisor: Supervisor, tell: Ca
         tell(CoolRequest(function))
 
 
-async def _parked(
+async def _check_parked(
     workers: Sequence[SavedWorker], alive: Collection[str], supervisor: Supervisor
 ) -> tuple[list[SavedWorker], dict[str, bool | None]]:
     """Return the workers in the tier that they are in, and whether each that may be parked is."""

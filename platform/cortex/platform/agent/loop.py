@@ -41,7 +41,7 @@ from cortex.platform.agent_messages import (
     Rejected,
 )
 from cortex.platform.blocking_calls import NoAnswer
-from cortex.platform.cancel import cancelled
+from cortex.platform.cancel import cancel_tasks
 from cortex.platform.faults import Faults
 from cortex.platform.fleet import Fleet
 from cortex.platform.host import devices, engines
@@ -160,7 +160,7 @@ class Agent:
         systemd.notify("STOPPING=1")
         if not self.settings.agent.keep_workers:
             await self._stop_all()
-        await cancelled(self._tasks)
+        await cancel_tasks(self._tasks)
         await self.supervisor.close()
         await self._devices.close()
         await asyncio.to_thread(self._writer.close)
@@ -288,7 +288,7 @@ class Agent:
         """Return the last reading of the host's devices."""
         return self._monitor.reading
 
-    async def changed(self, timeout_s: float) -> None:
+    async def wait_for_change(self, timeout_s: float) -> None:
         """Wait for the next event on this host, at most `timeout_s`."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()

@@ -7,7 +7,7 @@ from cortex.platform import metrics
 from cortex.platform.agent.loop import Agent
 from cortex.platform.fleet import Fleet
 from cortex.platform.fleet_gauges import fleet_gauges
-from cortex.platform.meter import Count, Snapshot, added
+from cortex.platform.meter import Count, Snapshot, add_up
 from cortex.platform.meter import text as exposition
 
 
@@ -17,4 +17,4 @@ def text(agent: Agent) -> bytes:
     now = list(fleet_gauges(Fleet(hosts={record.name: record}), {}, record.at))
     gauges = [c for c in now if c.name not in (metrics.ROUTERS.name, metrics.HOSTS.name)]
     gauges.append(Count(metrics.RECORD_UP.name, (), float(not agent.publisher.record_away)))
-    return exposition(added([agent.publisher.counts.snapshot(), Snapshot(gauges=tuple(gauges))]))
+    return exposition(add_up([agent.publisher.counts.snapshot(), Snapshot(gauges=tuple(gauges))]))

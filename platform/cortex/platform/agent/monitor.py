@@ -197,7 +197,7 @@ class HostMonitor:
     def _pids(self) -> dict[str, int]:
         return {i.id: i.pid for i in self._scheduler.record().instances if i.pid}
 
-    async def _held(self, ready: list[Instance]) -> Mapping[str, int]:
+    async def _gpu_memory(self, ready: list[Instance]) -> Mapping[str, int]:
         """Return the GPU memory of each instance's processes in MiB, where NVML reports it."""
         if not self.reading.held and not any(_on_gpu(i) for i in ready):
             return {}
@@ -225,7 +225,7 @@ class HostMonitor:
 
     async def _learn_all(self, ready: list[Instance]) -> None:
         """Measure the instances one after the other, since several may share an entry."""
-        held = await self._held(ready)
+        held = await self._gpu_memory(ready)
         errors: list[Exception] = []
         for instance in ready:
             await self._each(errors, self._learn(instance, held.get(instance.id)))
@@ -255,7 +255,7 @@ class HostMonitor:
         earlier, entry = self._ledger.get(field), None
         if used_mb:
             self._tell(MemoryRead(instance.id, used_mb))
-            served = self._served(instance)
+            served = self._has_served(instance)
             entry = ledger.with_memory(
                 earlier,
                 used_mb,
@@ -289,7 +289,7 @@ class HostMonitor:
             return held_mb
         return await self._supervisor.used_mb(instance, function.engine)
 
-    def _served(self, instance: Instance) -> bool:
+    def _has_served(self, instance: Instance) -> bool:
         """Whether an instance has served long enough for its memory to include what serving takes."""
         return self._scheduler.last_used(instance.id) - instance.ready >= ledger.SERVED_S
 
@@ -316,7 +316,7 @@ class HostMonitor:
 
     def forget(self, function: str) -> None:
         """Drop the measurements of a function. The router deletes its entries in the record."""
-        declared = self._scheduler.declared(function)
+        declared = self._scheduler.declaration(function)
         revisions = {i.revision for i in self._scheduler.record().instances if i.function == function}
         dropped = ledger.about(self._ledger, function, revisions | ({revision(declared)} if declared else set()))
         self._ledger = {f: e for f, e in self._ledger.items() if f not in dropped}

@@ -87,7 +87,7 @@ class Stock:
         )
         return None if missing else local
 
-    async def stored(self) -> list[Stored]:
+    async def entries(self) -> list[Stored]:
         """Return all weights on this host. Raises NoAnswer."""
         declared, running = with_adapters(self._scheduler.catalogue().values()), self._scheduler.started_from()
         return await disk.inventory(self._supervisor.looks, self._cache, declared, running)
@@ -95,6 +95,6 @@ class Stock:
     async def remove(self, request: Remove) -> Removed:
         """Remove stored weights that nothing uses. Raises NoAnswer."""
         running = [f.source for f in await self._supervisor.fetches.all(()) if f.alive]
-        removed = await disk.remove(self._supervisor.looks, self._cache, await self.stored(), request, running)
+        removed = await disk.remove(self._supervisor.looks, self._cache, await self.entries(), request, running)
         self.due.set()
         return removed

@@ -141,7 +141,7 @@ class Contexts:
         with self._faults.guard("model digest"):
             await self._model(weights)
 
-    async def ended(self, instance: str) -> None:
+    async def remove_folder(self, instance: str) -> None:
         """Remove the folder of a worker that has ended."""
         self.seating.forget(instance)
         with self._faults.guard("contexts"):
@@ -168,7 +168,7 @@ class Contexts:
     async def save(self, instance: Instance, unseated: Mapping[str, int] | None) -> None:
         """Save the conversations of a worker that is about to leave, for at most SAVE_S; `unseated` as in `Stop`.
         Raises nothing."""
-        slots = () if unseated is None else worth_saving(self.seating.seats.held(instance.id, unseated))
+        slots = () if unseated is None else worth_saving(self.seating.seats.conversations(instance.id, unseated))
         if not slots:
             return
         with self._faults.guard("save contexts"):

@@ -131,7 +131,7 @@ class Seats:
         else:
             instance.disturb()
 
-    def held(self, instance: str, unseated: Mapping[str, int]) -> tuple[SlotContext, ...]:
+    def conversations(self, instance: str, unseated: Mapping[str, int]) -> tuple[SlotContext, ...]:
         """Return the conversations in the idle slots of an instance. `unseated` counts the requests that each router
         has sent without a seat."""
         known = self._instances.get(instance)

@@ -103,7 +103,7 @@ class Devices:
 
 def discover(settings: Agent) -> tuple[Device, ...]:
     """Return the devices declared in `cortex.toml`, else the CPU, without NVML."""
-    return _declared(settings) or (cpu(settings),)
+    return _of_settings(settings) or (cpu(settings),)
 
 
 def cpu(settings: Agent) -> Device:
@@ -122,12 +122,12 @@ def cpu(settings: Agent) -> Device:
 
 def reading_of(settings: Agent, answer: Answer, before: Sequence[Device], command: Callable[[int], str]) -> Reading:
     """Return the reading of an answer; GPUs of `before` that it lacks stay listed as missing."""
-    identified = _identified(answer.gpus, before)
+    identified = _identify(answer.gpus, before)
     current = {id_: _device(settings, gpu, id_, previous) for id_, gpu, previous in identified}
     missing = (_missing(d) for d in before if d.id not in current and not d.id.startswith(NAMELESS))
     devices = (*current.values(), *missing)
     if settings.devices:
-        devices = tuple(_measured(d, current.get(d.id)) for d in _declared(settings))
+        devices = tuple(_measure(d, current.get(d.id)) for d in _of_settings(settings))
     ids = {d.id for d in devices}
     held = tuple(
         Held(device=id_, pid=p.pid, command=command(p.pid), memory_mb=p.memory_mb)
@@ -141,7 +141,7 @@ def reading_of(settings: Agent, answer: Answer, before: Sequence[Device], comman
     return Reading(
         devices=devices,
         held=held,
-        unlisted=frozenset(d.id for d in devices if d.id not in current or d.id in silent or not _explained(d, held)),
+        unlisted=frozenset(d.id for d in devices if d.id not in current or d.id in silent or not _is_complete(d, held)),
         problem="; ".join(problems),
         driver=answer.driver or "",
         cuda=answer.cuda or "",
@@ -150,7 +150,7 @@ def reading_of(settings: Agent, answer: Answer, before: Sequence[Device], comman
 
 def reading_without_answer(settings: Agent, answer: Answer, last: Reading) -> Reading:
     """Return the last reading without usage numbers, for when NVML gives no answer."""
-    devices = _declared(settings) or last.devices
+    devices = _of_settings(settings) or last.devices
     return replace(
         last,
         devices=tuple(replace(d, used_mb=None, utilization_pct=None, temp_c=None, energy_mj=None) for d in devices),
@@ -186,7 +186,7 @@ def foreign_mb(device: Device, held: Sequence[Held], workers: Mapping[int, Insta
     """
     holders = [h for h in held if h.device == device.id]
     listed = sum(h.memory_mb or 0 for h in holders if h.pid not in workers and h.command)
-    if device.used_mb is None or _explained(device, held):  # (1)
+    if device.used_mb is None or _is_complete(device, held):  # (1)
         return listed
     instances = {i.id: i for i in workers.values() if device.id in i.devices}  # (2)
     reserved_mb = 0
@@ -197,7 +197,7 @@ def foreign_mb(device: Device, held: Sequence[Held], workers: Mapping[int, Insta
     return max(listed, device.used_mb - reserved_mb - UNEXPLAINED_MB)
 
 
-def _explained(device: Device, held: Iterable[Held]) -> bool:
+def _is_complete(device: Device, held: Iterable[Held]) -> bool:
     """Return whether the listed processes are complete: visible, of known memory, and adding up to the used memory."""
     holders = [h for h in held if h.device == device.id]
     if not all(h.command and h.memory_mb is not None for h in holders):
@@ -208,7 +208,7 @@ def _explained(device: Device, held: Iterable[Held]) -> bool:
 # Conversion of NVML's answer to devices.
 
 
-def _identified(gpus: Iterable[Gpu], before: Iterable[Device]) -> list[tuple[str, Gpu, Device | None]]:
+def _identify(gpus: Iterable[Gpu], before: Iterable[Device]) -> list[tuple[str, Gpu, Device | None]]:
     """Match each GPU with its id and previous device: by UUID, or by index when the UUID is unreadable."""
     ids = {d.id: d for d in before}
     uuids = {gpu.uuid for gpu in gpus}
@@ -275,7 +275,7 @@ def _unlisted_reading(devices: tuple[Device, ...]) -> Reading:
     return Reading(devices=devices, unlisted=frozenset(d.id for d in devices))
 
 
-def _declared(settings: Agent) -> tuple[Device, ...]:
+def _of_settings(settings: Agent) -> tuple[Device, ...]:
     return tuple(
         Device(
             id=d.uuid or f"{d.kind}-{n}",
@@ -288,7 +288,7 @@ def _declared(settings: Agent) -> tuple[Device, ...]:
     )
 
 
-def _measured(declared: Device, gpu: Device | None) -> Device:
+def _measure(declared: Device, gpu: Device | None) -> Device:
     """Return a declared device with NVML's measurements, if NVML lists its GPU."""
     if gpu is None:
         return declared

@@ -17,10 +17,10 @@ def protect() -> None:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    sys.stdout, sys.stderr = _protected(sys.stdout), _protected(sys.stderr)
+    sys.stdout, sys.stderr = _protect(sys.stdout), _protect(sys.stderr)
 
 
-def _protected(stream: TextIO | None) -> TextIO:
+def _protect(stream: TextIO | None) -> TextIO:
     if stream is None:  # it was closed when Python started
         return open(os.devnull, "w")  # noqa: PTH123 (stays open until the process ends)
     try:

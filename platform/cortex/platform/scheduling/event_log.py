@@ -117,7 +117,7 @@ class EventLog:
         segment = _Segment()
         state = self._masks.state(self._state)
         if state.reports.fleet is not None:
-            fleet = _changed(Fleet(), _difference(Fleet(), state.reports.fleet, state.host.name))
+            fleet = _apply(Fleet(), _difference(Fleet(), state.reports.fleet, state.host.name))
             state.reports = replace(state.reports, fleet=fleet)
         segment.write(Checkpoint(now=now, state=state))
         self._segments.append(segment)
@@ -139,7 +139,7 @@ def read(lines: Iterable[bytes | str]) -> Iterator[Checkpoint | Entry]:
             yield line
             continue
         if isinstance(line.event, FleetChange):
-            fleet = _changed(fleet, line.event)
+            fleet = _apply(fleet, line.event)
         event = Reported(fleet) if isinstance(line.event, FleetChange) else line.event
         yield Entry(now=line.now, event=event, effects=line.effects, raised=line.raised)
 
@@ -158,7 +158,7 @@ def _difference(before: Fleet, fleet: Fleet, host: str) -> FleetChange:
     return FleetChange(routers=fleet.routers, cordoned=fleet.cordoned & {host}, hosts=hosts, used=used)
 
 
-def _changed(fleet: Fleet, change: FleetChange) -> Fleet:
+def _apply(fleet: Fleet, change: FleetChange) -> Fleet:
     """Return the reading after a change."""
     hosts, used = {**fleet.hosts, **change.hosts}, {**fleet.used, **change.used}
     return Fleet(

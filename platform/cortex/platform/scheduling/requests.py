@@ -6,7 +6,7 @@ Callers *ensure*; they never check and then start.
 from msgspec.structs import replace
 
 from cortex.functions.lifecycle import PARKED, State
-from cortex.functions.names import listed
+from cortex.functions.names import join_names
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Accepted, PlacementPlan, Rejected, Victim
 from cortex.platform.record import DrainReason, Failure, Instance, Tier
@@ -300,7 +300,7 @@ def _cost(state: HostState, best: Offer, placement: Placement, now: float) -> st
     close = "close" if len(leaving) > 1 else "closes"
     expected_s = start_s(state, state.revision(waiter.function), best.returning)
     takes = f"; its {'return' if best.returning else 'start'} takes {expected_s:.1f} s" if expected_s else ""
-    return f"it has waited {now - waiter.since:.0f} s; {listed(leaving)} {close} for it{takes}"
+    return f"it has waited {now - waiter.since:.0f} s; {join_names(leaving)} {close} for it{takes}"
 
 
 def _superseded(function: Function) -> Rejected:

@@ -138,7 +138,7 @@ class Scheduler:
         """Return the spec an instance was started from."""
         return self.state.functions.get(instance)
 
-    def declared(self, function: str) -> Function | None:
+    def declaration(self, function: str) -> Function | None:
         """Return a function as the current catalogue declares it."""
         return self.state.catalogue.get(function) if self.state.catalogue else None
 

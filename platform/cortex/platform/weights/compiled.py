@@ -29,7 +29,7 @@ def caches(cache: Path) -> Iterator[Path]:
             yield path
 
 
-def stored(cache: Path) -> list[Stored]:
+def list_caches(cache: Path) -> list[Stored]:
     """Return every engine's cache with its size, and the bytes that came from other hosts."""
     entries = []
     for path in caches(cache):

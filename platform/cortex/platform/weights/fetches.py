@@ -183,7 +183,7 @@ class Fetches:
         fetches = await self._call("all", self._jobs.all)
         self._for = {f.id: self._for.get(f.id, set()) for f in fetches}
         by_job = self._functions_by_job(declared)  # a requester may have a newer catalogue
-        return [f.named(tuple(sorted({*by_job.get(f.id, ()), *self._for[f.id]}))) for f in fetches]
+        return [f.with_functions(tuple(sorted({*by_job.get(f.id, ()), *self._for[f.id]}))) for f in fetches]
 
     async def keep_only(self, declared: Collection[Function]) -> None:
         """Cancel fetches that no declared function needs and no instance waits for."""

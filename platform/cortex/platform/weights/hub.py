@@ -80,7 +80,7 @@ class Hub:
         """List a repository's files. Raises HubUnavailable or WeightsUnavailable."""
         from huggingface_hub import HfApi
 
-        with self._mapped(f"{repo}{f' at {revision}' if revision else ''}"):
+        with self._map_errors(f"{repo}{f' at {revision}' if revision else ''}"):
             api = HfApi(endpoint=self._endpoint, token=self._token or False)
             info = api.model_info(repo, revision=revision or None, files_metadata=True, timeout=30)
             files = tuple(File(s.rfilename, s.size or 0) for s in info.siblings or () if _is_inside(s.rfilename))
@@ -94,7 +94,7 @@ class Hub:
         if pointer.exists():
             progress(pointer.stat().st_size)
             return pointer
-        with self._mapped(f"{path} of {repo}"):
+        with self._map_errors(f"{path} of {repo}"):
             from huggingface_hub import constants, hf_hub_download, hf_hub_url
             from huggingface_hub.utils._fixes import WeakFileLock
 
@@ -131,7 +131,7 @@ class Hub:
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils._http import hf_raise_for_status, http_stream_backoff
 
-        with self._mapped(f"{path} of {repo}"):
+        with self._map_errors(f"{path} of {repo}"):
             url = hf_hub_url(repo, path, revision=commit, endpoint=self._endpoint)
             metadata = self._metadata(url)
             headers = {**self._headers(url, metadata.location), "range": f"bytes=0-{count - 1}"}
@@ -235,7 +235,7 @@ class Hub:
         return headers
 
     @contextlib.contextmanager
-    def _mapped(self, what: str) -> Iterator[None]:
+    def _map_errors(self, what: str) -> Iterator[None]:
         """Map the library's errors to HubUnavailable and WeightsUnavailable."""
         import httpx2
         from huggingface_hub import errors

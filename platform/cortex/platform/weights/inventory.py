@@ -33,7 +33,7 @@ def inventory(cache: Path, declared: Collection[Function], running: Collection[s
 
 def in_cache(cache: Path) -> list[Stored]:
     """Return the weights that cortex wrote to its cache, and the code that engines compiled there."""
-    return [*_downloads(cache), *_demos(cache), *_partial_downloads(cache), *compiled.stored(cache)]
+    return [*_downloads(cache), *_demos(cache), *_partial_downloads(cache), *compiled.list_caches(cache)]
 
 
 def operator_weights(function: Function, cache: Path) -> Stored | None:

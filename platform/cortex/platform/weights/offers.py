@@ -14,7 +14,7 @@ from cortex.platform.weights.store import hub_cache
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def offered(cache: Path) -> dict[str, Path]:
+def shared_files(cache: Path) -> dict[str, Path]:
     """Return the files that are offered, by SHA-256. Reads no file's content: the fetch checked it."""
     root = hub_cache(cache).resolve()
     files: dict[str, Path] = {}
@@ -29,7 +29,7 @@ def offered(cache: Path) -> dict[str, Path]:
 def sizes(cache: Path) -> dict[str, int]:
     """Return the bytes of each offered file, by SHA-256."""
     size_of: dict[str, int] = {}
-    for digest, path in offered(cache).items():
+    for digest, path in shared_files(cache).items():
         with contextlib.suppress(OSError):
             size_of[digest] = path.stat().st_size
     return size_of

@@ -69,13 +69,13 @@ async def _metrics(url: str, keys: Sequence[str]) -> bytes:
                 headers = worker_http.headers(key)
                 async with http.get(f"{url}/metrics", headers=headers, allow_redirects=False) as answer:
                     if answer.status == 200:
-                        return await _bounded(answer.content)
+                        return await _beginning(answer.content)
                     if answer.status not in worker_http.KEY_REFUSED:
                         return b""
     return b""
 
 
-async def _bounded(content: aiohttp.StreamReader) -> bytes:
+async def _beginning(content: aiohttp.StreamReader) -> bytes:
     """Return the first `LONGEST_ANSWER` bytes of an answer."""
     read = bytearray()
     while len(read) < LONGEST_ANSWER and (chunk := await content.read(LONGEST_ANSWER - len(read))):

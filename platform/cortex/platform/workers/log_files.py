@@ -27,7 +27,7 @@ def remove_old(folder: Path, *, running: Container[str]) -> None:
     old = sorted((p for p in folder.glob("*.log") if p.name not in running), key=lambda p: p.stat().st_mtime)
     for path in old[: max(0, len(old) - MAX_FILES + 1)]:
         path.unlink(missing_ok=True)
-        rotated(path).unlink(missing_ok=True)
+        earlier_part(path).unlink(missing_ok=True)
 
 
 def make_room(folder: Path, running: Container[str]) -> None:
@@ -36,7 +36,7 @@ def make_room(folder: Path, running: Container[str]) -> None:
     remove_old(folder, running=running)
 
 
-def rotated(path: Path) -> Path:
+def earlier_part(path: Path) -> Path:
     """Return the file with the earlier part of a log that grew too large."""
     return path.with_suffix(".log.1")
 
@@ -51,7 +51,7 @@ def cut(path: Path, most_bytes: int) -> None:
     """Copy a log larger than `most_bytes` to its rotated file and empty it. Its writer must append."""
     with contextlib.suppress(OSError):
         if path.stat().st_size > most_bytes:
-            shutil.copyfile(path, rotated(path))
+            shutil.copyfile(path, earlier_part(path))
             with path.open("r+b") as file:
                 file.truncate(0)
 

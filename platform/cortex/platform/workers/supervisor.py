@@ -22,7 +22,7 @@ from cortex.functions.servers import COMMAND
 from cortex.functions.spec import Engine
 from cortex.functions.variants import adapter_name, adapter_number
 from cortex.platform.blocking_calls import NoAnswer
-from cortex.platform.cancel import cancelled
+from cortex.platform.cancel import cancel_tasks
 from cortex.platform.contexts.contexts import Contexts
 from cortex.platform.faults import Faults
 from cortex.platform.fleet import Fleet
@@ -154,7 +154,7 @@ class Supervisor:
 
     async def close(self) -> None:
         """Stop watching. The workers keep running."""
-        await cancelled(self._tasks)
+        await cancel_tasks(self._tasks)
         self.fetches.close()
         await self._launchers.close()
         await self._probe.close()
@@ -234,7 +234,7 @@ class Supervisor:
     async def _cancel_fetch(self, effect: CancelFetch) -> None:
         fetch = self._effects.pop(("fetch", effect.instance.id), None)
         if fetch is not None:
-            await cancelled([fetch])
+            await cancel_tasks([fetch])
         await self.fetches.release(effect.function)
 
     def _fetch_failed(self, instance: Instance, error: Exception) -> None:
@@ -605,7 +605,7 @@ class Supervisor:
         """End all that a worker left, and give its port back."""
         await self._remains.clear(instance)
         self.tiers.forget(instance.id)
-        self._own(f"close contexts {instance.id}", self.contexts.ended(instance.id))
+        self._own(f"close contexts {instance.id}", self.contexts.remove_folder(instance.id))
         self._compile_caches.forget(instance.id)
         self._ports.release(instance.id)
         self._tell(events.Reclaimed(instance.id))

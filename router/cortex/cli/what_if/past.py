@@ -103,9 +103,9 @@ def read_past(
         match decision.what:
             case DecisionKind.READY:
                 ready[decision.instance] = (decision.function, decision.at)
-                if not _returned(decision):
+                if not _is_return(decision):
                     tally.starts += 1
-                    past.measured[decision.function] = _measured(decision)
+                    past.measured[decision.function] = _measure(decision)
             case DecisionKind.DRAIN_CANCELLED | DecisionKind.ADOPTED:
                 ready.setdefault(decision.instance, (decision.function, decision.at))
             case RouterDecision.WAITED | RouterDecision.NOT_SERVED:
@@ -147,13 +147,13 @@ def _visit(decision: DecisionRecord, tally: Tally) -> Visit:
     return Visit(decision.at - took_s, decision.function, took_s - queued_s)
 
 
-def _returned(decision: DecisionRecord) -> bool:
+def _is_return(decision: DecisionRecord) -> bool:
     """Whether an instance became ready by its return from a tier."""
     phases = decision.inputs.get("phases")
     return isinstance(phases, Mapping) and WAKING in phases
 
 
-def _measured(decision: DecisionRecord) -> Measured:
+def _measure(decision: DecisionRecord) -> Measured:
     phases = decision.inputs.get("phases")
     seconds = phases.items() if isinstance(phases, Mapping) else ()
     start_s = sum(s for phase, s in seconds if phase not in BEFORE_THE_WORKER and isinstance(s, int | float))

@@ -5,7 +5,7 @@ import time
 
 from msgspec.structs import asdict, replace
 
-from cortex.platform.api_keys import PREFIX, SECRET_BYTES, ApiKey, Limits, digest, keys_named, rotated
+from cortex.platform.api_keys import PREFIX, SECRET_BYTES, ApiKey, Limits, digest, keys_of, rotate
 from cortex.platform.budget import Spent
 from cortex.platform.registry import Registry
 from cortex.platform.usage_record import UsageRecord
@@ -26,9 +26,9 @@ class Keys:
         """Return every key, including replaced and expired ones."""
         return sorted(await self._registry.api_keys.all(), key=lambda k: (k.name, k.replaced, -k.created))
 
-    async def named(self, name: str) -> list[ApiKey]:
+    async def keys_of(self, name: str) -> list[ApiKey]:
         """Return the keys of a name or id, the current one first. Raises KeyNotFound."""
-        keys = keys_named(await self._registry.api_keys.all(), name)
+        keys = keys_of(await self._registry.api_keys.all(), name)
         if not keys:
             raise KeyNotFound(f"there is no API key {name[:100]!r}")
         return keys
@@ -40,7 +40,7 @@ class Keys:
     async def make(self, request: NewKey) -> tuple[str, ApiKey]:
         """Create a key; return it, which is not stored, and its record. Raises KeyNameTaken."""
         now = time.time()
-        if keys_named(await self._registry.api_keys.all(), request.name):
+        if keys_of(await self._registry.api_keys.all(), request.name):
             raise KeyNameTaken(f"an API key '{request.name}' exists already; rotate or revoke it")
         secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
         key = ApiKey(
@@ -61,29 +61,29 @@ class Keys:
 
     async def rotate(self, name: str, overlap_s: int) -> tuple[str, ApiKey]:
         """Replace the current key, which expires after the overlap. Raises KeyNotFound."""
-        current = (await self.named(name))[0]
+        current = (await self.keys_of(name))[0]
         secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
-        fresh, ending = rotated(current, digest(secret), time.time(), overlap_s)
+        fresh, ending = rotate(current, digest(secret), time.time(), overlap_s)
         await self._registry.api_keys.put(fresh, ending)
         return secret, fresh
 
     async def change(self, name: str, change: KeyChange) -> list[ApiKey]:
         """Change the name, the group or the budget of a key, with those it replaced. Its id, and so its usage, stays.
         Raises KeyNotFound or KeyNameTaken."""
-        current = await self.named(name)
+        current = await self.keys_of(name)
         id = current[0].id
         if change.name is not None:
-            taken = keys_named(await self._registry.api_keys.all(), change.name)
+            taken = keys_of(await self._registry.api_keys.all(), change.name)
             if any(k.id != id for k in taken):
                 raise KeyNameTaken(f"an API key '{change.name}' exists already")
         fields = {f: v for f, v in asdict(change).items() if v is not None}
         if fields:
             await self._registry.api_keys.change([k.digest for k in current], fields)
-        return await self.named(id)
+        return await self.keys_of(id)
 
     async def revoke(self, name: str) -> list[ApiKey]:
         """Delete a key with those it replaced. Raises KeyNotFound."""
-        keys = await self.named(name)
+        keys = await self.keys_of(name)
         await self._registry.api_keys.delete(k.digest for k in keys)
         return keys
 

@@ -23,7 +23,7 @@ from cortex.functions.lifecycle import PARKED
 from cortex.functions.spec import Function
 from cortex.platform import clock
 from cortex.platform.agent_messages import Accepted, Ensure
-from cortex.platform.cancel import cancelled
+from cortex.platform.cancel import cancel_tasks
 from cortex.platform.in_flight import InFlight
 from cortex.platform.record import FailureKind, Instance
 from cortex.platform.registry import RecordUnavailable, Registry
@@ -99,7 +99,7 @@ class Activator:
 
     async def close(self) -> None:
         """End every start that this router drives. Starts on agents continue."""
-        await cancelled([*self._starts.values(), *self._warming.values()])
+        await cancel_tasks([*self._starts.values(), *self._warming.values()])
 
     async def wait_until_ready(self, target: Target, timeout_s: float) -> None:
         """Return once an instance is ready (it may be gone when the caller uses it), or the catalogue has changed, so
@@ -161,7 +161,7 @@ class Activator:
                     continue
                 if started is not None:
                     return started.instance
-                await self._view.changed(CLAIMED_ELSEWHERE_S)
+                await self._view.wait_for_change(CLAIMED_ELSEWHERE_S)
         except RecordUnavailable as error:
             raise RecordIsAway(str(error), retry_after=RETRY_AFTER_S) from None
         raise NotReadyInTime(f"another router keeps the claim on '{find().function.id}'", retry_after=RETRY_AFTER_S)
@@ -247,21 +247,21 @@ class Activator:
             if starting is not None:  # (2)
                 self._refusals.pop((function.id, rev), None)
                 awaited, unseen_since = starting.id, time.monotonic()
-                _, host = self._view.placed(awaited) or ("", host)
-                await self._view.changed(NO_ROOM_S)
+                _, host = self._view.place_of(awaited) or ("", host)
+                await self._view.wait_for_change(NO_ROOM_S)
                 continue
             failure = self._view.failure(awaited) if awaited else None  # (3)
             if failure is not None:
                 awaited = ""
                 if failure.kind is FailureKind.ROOM:
-                    await self._view.changed(NO_ROOM_S)
+                    await self._view.wait_for_change(NO_ROOM_S)
                     continue
                 if not failure.served:
                     public = f"'{function.id}' did not start"
                     raise StartFailed(f"{public}: {failure.reason}", public=public + SEE_WHY)
             elif awaited and not self._has_left(awaited, host) and time.monotonic() - unseen_since < UNSEEN_S:
                 # Requested, but not in this router's view yet, or its host is away.
-                await self._view.changed(NO_ROOM_S)
+                await self._view.wait_for_change(NO_ROOM_S)
                 continue
             if await self._recover_suspects(function, rev):  # (4)
                 return
@@ -277,12 +277,12 @@ class Activator:
                 if refusal.retry_after is None:
                     raise
                 self._refusals[function.id, rev] = refusal
-                await self._view.changed(NO_ROOM_S)
+                await self._view.wait_for_change(NO_ROOM_S)
                 continue
             if started is not None:
                 awaited, host, unseen_since = started.instance, "", time.monotonic()
             else:
-                await self._view.changed(CLAIMED_ELSEWHERE_S)
+                await self._view.wait_for_change(CLAIMED_ELSEWHERE_S)
 
     def _declares(self, function: Function, rev: str) -> bool:
         """Whether the catalogue still declares a function in this revision."""
@@ -294,7 +294,7 @@ class Activator:
 
         One broken connection proves little, and starting a second instance for it would waste memory.
         """
-        suspects = self._view.suspected(function.id, rev)
+        suspects = self._view.suspect_instances(function.id, rev)
         for instance, pulse in zip(suspects, await asyncio.gather(*map(self._probe.pulse, suspects)), strict=True):
             if pulse is Pulse.WELL:
                 self._view.trust(instance.id)

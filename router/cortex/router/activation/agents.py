@@ -85,11 +85,11 @@ class Agents:
         )
 
     def _auth(self, host: HostRecord) -> Callable[[httpx.Request], httpx.Request]:
-        def signed(request: httpx.Request) -> httpx.Request:
+        def sign(request: httpx.Request) -> httpx.Request:
             request.headers["Authorization"] = f"Bearer {self._token.for_agent(host.name, host.address)}"
             return request
 
-        return signed
+        return sign
 
     @contextmanager
     def _translate_errors(self, host: HostRecord) -> Iterator[None]:
@@ -193,7 +193,7 @@ class Agents:
 
     # Weights.
 
-    async def stored(self, host: HostRecord) -> list[Stored]:
+    async def list_weights(self, host: HostRecord) -> list[Stored]:
         """Return the weights on a host. Raises AgentUnavailable."""
         return await self._call(host, "GET", "/weights", None, list[Stored])
 

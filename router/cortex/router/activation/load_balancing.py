@@ -164,7 +164,7 @@ def candidates(need: Need, order: HostOrder, fleet: Fleet, use: Use, now: float)
     left = MOST_LISTED - len(first)
     never = sorted(fleet.hosts.keys() - set(first))[:left] if left else []  # the order ends before them
     return [
-        _described(
+        _describe(
             name,
             order.estimates.get(name) or place(need, fleet.hosts[name], use, now, cordoned=name in fleet.cordoned),
         )
@@ -173,7 +173,7 @@ def candidates(need: Need, order: HostOrder, fleet: Fleet, use: Use, now: float)
     ]
 
 
-def _described(host: str, estimate: Placement | NoRoom) -> dict[str, object]:
+def _describe(host: str, estimate: Placement | NoRoom) -> dict[str, object]:
     if isinstance(estimate, NoRoom):
         return {"host": host, "why_not": estimate.reason}
     return {"host": host, "evict": list(estimate.evict), "devices": list(estimate.devices)}

@@ -66,7 +66,7 @@ class Probe:
                         return Pulse.WELL
                     if answer.status != 200:
                         return Pulse.SILENT
-                    return judged(await _read_start(answer), instance.name_at_worker)
+                    return judge(await _read_start(answer), instance.name_at_worker)
         except aiohttp.ClientConnectorError:
             return Pulse.GONE
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
@@ -74,7 +74,7 @@ class Probe:
         return Pulse.GONE
 
 
-def judged(body: bytes, function: str) -> Pulse:
+def judge(body: bytes, function: str) -> Pulse:
     """Return the state of a function's instance from its list of models."""
     try:
         models = msgspec.json.decode(body, type=_Models)

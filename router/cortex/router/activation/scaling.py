@@ -53,7 +53,7 @@ class Scaling:
         (4) nothing more at the maximum, or for a function that is cold: requests start it;
         (5) one more when requests in flight per instance have stayed over the target.
         """
-        usage, placed = use(fleet), _placed(fleet)
+        usage, placed = use(fleet), _instances(fleet)
         over: dict[str, float] = {}
         wants: list[Want] = []
         for function in functions:
@@ -79,7 +79,7 @@ class Scaling:
         return wants
 
 
-def _placed(fleet: Fleet) -> dict[str, list[Instance]]:
+def _instances(fleet: Fleet) -> dict[str, list[Instance]]:
     """Return the instances of each function that serve it or will. One pass over the fleet: a catalogue has thousands
     of functions, most of them cold."""
     every: dict[str, list[Instance]] = defaultdict(list)

@@ -6,7 +6,7 @@ from math import ceil
 from msgspec import Struct
 
 from cortex.functions.lifecycle import State
-from cortex.functions.names import listed
+from cortex.functions.names import join_names
 from cortex.platform.fleet import Fleet
 from cortex.platform.record import HostRecord, InLine, Instance
 from cortex.platform.scheduling.turns import reservation_id
@@ -35,11 +35,11 @@ class Wait(Struct, frozen=True, kw_only=True):
         before = f", behind {self.position - 1} other{'s' if self.position > 2 else ''}" if self.position > 1 else ""
         if self.turn_in_s is None:
             return f"{waits}{before}; no instance in use can be closed for it"
-        holders = listed(self.closes) or "what is before it in line"
+        holders = join_names(self.closes) or "what is before it in line"
         close = "close" if len(self.closes) > 1 else "closes"
         if self.after:
             return f"{waits}{before}; {holders} {close} for it after a turn that begins when {_ends(self.after)}"
-        more = f" and the first start of {listed(self.unmeasured)}" if self.unmeasured else ""
+        more = f" and the first start of {join_names(self.unmeasured)}" if self.unmeasured else ""
         takes = f", and its start takes about {ceil(self.start_s)} s" if self.start_s else ""
         return f"{waits}{before}; {holders} {close} for it in at most {ceil(self.turn_in_s)} s{more}{takes}"
 
@@ -88,7 +88,7 @@ def room_text(instance: Instance, host: HostRecord, now: float) -> str:
     if closing := _closing(before):
         latest_s = max(0, ceil(max(i.deadline for i in closing) - now))
         return f"waits until {_ends(_functions(closing))}, in at most {latest_s} s"
-    return f"waits until {listed(_functions(before))} {'has' if len(before) == 1 else 'have'} left"
+    return f"waits until {join_names(_functions(before))} {'has' if len(before) == 1 else 'have'} left"
 
 
 def _closing(instances: Iterable[Instance]) -> list[Instance]:
@@ -100,7 +100,7 @@ def _functions(instances: Iterable[Instance]) -> tuple[str, ...]:
 
 
 def _ends(functions: Sequence[str]) -> str:
-    return f"the requests of {listed(functions)} end"
+    return f"the requests of {join_names(functions)} end"
 
 
 def _wait(place: Place, now: float) -> Wait:

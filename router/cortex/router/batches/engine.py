@@ -458,7 +458,7 @@ def _damaged(what: str, error: Exception, line: int = 0) -> Problem:
 def _done(results: Results) -> tuple[set[str], Counts]:
     """Return the ids of the lines that have results, and the numbers of results by kind. Raises Unusable or OSError."""
     try:
-        return _counted(results)
+        return _count(results)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Unusable(_damaged("results", error)) from None
     except OSError as error:
@@ -467,7 +467,7 @@ def _done(results: Results) -> tuple[set[str], Counts]:
         raise
 
 
-def _counted(results: Results) -> tuple[set[str], Counts]:
+def _count(results: Results) -> tuple[set[str], Counts]:
     done: set[str] = set()
     number: Counter[str] = Counter()
     kinds = {"succeeded": "succeeded", "canceled": "cancelled", "expired": "expired"}

@@ -18,7 +18,7 @@ from cortex.router.dialects import gate
 from cortex.router.dialects.chat import request as chat
 from cortex.router.dialects.core import lenient, wire
 from cortex.router.dialects.core.chunks import Plain, Tokens, Usage, count, map_json_errors, replace_model, tokens
-from cortex.router.dialects.core.chunks import truncated as truncated_answer
+from cortex.router.dialects.core.chunks import truncation as truncated_answer
 from cortex.router.dialects.core.errors import BadAnswer, BadRequest, Dialect, Fault, openai_error
 from cortex.router.dialects.core.large_object import Body
 from cortex.router.dialects.core.sse import Event, comment
@@ -63,7 +63,7 @@ def below(path: str) -> tuple[str, str] | None:
     return None
 
 
-def named_in(query: bytes) -> str:
+def model_in(query: bytes) -> str:
     """Return the model of a query string; empty without one."""
     try:
         return parse_qs(query.decode("latin-1"), max_num_fields=20).get("model", [""])[0]
@@ -286,7 +286,7 @@ class _Slot(Struct):
     is_processing: bool = False
 
 
-def shown(path: str, body: bytes, name: str) -> bytes:
+def visible_part(path: str, body: bytes, name: str) -> bytes:
     """Return the part of a worker's answer at one of `STATES` that clients see; `name` is the client's for the
     model. Raises BadAnswer."""
     with map_json_errors():

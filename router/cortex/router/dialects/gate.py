@@ -64,7 +64,7 @@ class FilterResult(msgspec.Struct, frozen=True):
 
 def filter_fields(fields: Fields, passing: Passing) -> FilterResult:
     """Return the fields to forward. Raises BadRequest for a field that is refused or out of bounds."""
-    if _unbounded(passing.fields, passing.allow).issuperset(fields):
+    if _any_value(passing.fields, passing.allow).issuperset(fields):
         return FilterResult(fields)
     names = fields.keys()
     unlisted = (names - passing.fields) | (names & OWN)
@@ -82,7 +82,7 @@ def filter_fields(fields: Fields, passing: Passing) -> FilterResult:
 
 
 @functools.lru_cache(1024)
-def _unbounded(fields: frozenset[str], allow: frozenset[str]) -> frozenset[str]:
+def _any_value(fields: frozenset[str], allow: frozenset[str]) -> frozenset[str]:
     """Return the fields that pass whatever their value is."""
     return fields - OWN - _BOUNDED - allow
 

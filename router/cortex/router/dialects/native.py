@@ -13,7 +13,7 @@ from cortex.functions.servers import server_of
 from cortex.functions.spec import Function
 from cortex.router.dialects import gate
 from cortex.router.dialects.core import grammar, images, lenient, prompt_cache, wire
-from cortex.router.dialects.core.chunks import CHARACTERS_PER_TOKEN, Plain, Tokens, count, truncated
+from cortex.router.dialects.core.chunks import CHARACTERS_PER_TOKEN, Plain, Tokens, count, truncation
 from cortex.router.dialects.core.errors import BadAnswer, BadRequest, Dialect, Fault, Kind, anthropic_error
 from cortex.router.dialects.core.large_object import Body
 from cortex.router.dialects.core.sse import Event, comment
@@ -119,7 +119,7 @@ class Reply(msgspec.Struct, frozen=True):
             raise BadAnswer(f"the worker sent something that is not an answer: {error}") from None
         return Plain(body, _tokens(answer.usage, Tokens()))
 
-    def fitted(self, max_tokens: int | None, input_tokens: int | None) -> "Reply":
+    def with_limit(self, max_tokens: int | None, input_tokens: int | None) -> "Reply":
         return self
 
     def stream(self, request_id: str | None = None) -> "NativeStream":
@@ -171,7 +171,7 @@ class NativeStream(FrameStream):
             self._relay(frame, out)
 
     def _end(self, out: list[bytes]) -> None:
-        raise truncated()
+        raise truncation()
 
     def _encode_fault(self, fault: Fault) -> bytes:
         if self._dialect == "messages":

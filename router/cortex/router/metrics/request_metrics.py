@@ -83,7 +83,7 @@ class RequestMetrics:
         meter.observe(metrics.FIRST_TOKEN, labels, *[r.first - r.began for r in streams if r.first])
         meter.observe(metrics.TOKENS_PER_SECOND, labels, *[rate for r in streams if (rate := r.tokens_per_s)])
         for gaps, gaps_s in [(r.gaps, r.gaps_s) for r in streams if r.gaps is not None]:
-            meter.observed(metrics.INTER_TOKEN, labels, gaps, gaps_s)
+            meter.add_buckets(metrics.INTER_TOKEN, labels, gaps, gaps_s)
 
     def count_device_use(self, place: Place, use: DeviceUse) -> None:
         """Count what requests used of GPUs."""
@@ -115,11 +115,11 @@ class RequestMetrics:
         yield Count(metrics.PROCESSES.name, (), 1)
         yield Count(metrics.AWAY.name, (), float(self._view.away))
         busy, waiting = self._in_flight.counts()
-        yield from _by_function(metrics.IN_FLIGHT.name, busy, self._view.placed)
+        yield from _by_function(metrics.IN_FLIGHT.name, busy, self._view.place_of)
         for function, number in waiting.items():
             yield Count(metrics.WAITING.name, (function,), number)
         suspects = dict.fromkeys(self._view.suspects(), 1)
-        yield from _by_function(metrics.BREAKER.name, suspects, self._view.placed)
+        yield from _by_function(metrics.BREAKER.name, suspects, self._view.place_of)
 
 
 def _by_function(

@@ -27,7 +27,7 @@ from cortex.platform.api_keys import Right
 from cortex.platform.budget import budget_states
 from cortex.platform.fleet_gauges import fleet_gauges
 from cortex.platform.keys import same
-from cortex.platform.meter import Count, Snapshot, added, text
+from cortex.platform.meter import Count, Snapshot, add_up, text
 from cortex.platform.name_lookups import NameLookups
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.serving import address, listener
@@ -151,7 +151,7 @@ class MetricsServer:
         dropped = Count(metrics.DROPPED.name, (), own.dropped)
         batches, fleet = await asyncio.gather(self._batches.read(), self._fleet())
         parts = [own, Snapshot(counts=(dropped,), gauges=batches), fleet]
-        return await asyncio.to_thread(lambda: text(added(parts)))
+        return await asyncio.to_thread(lambda: text(add_up(parts)))
 
     async def _fleet(self) -> Snapshot:
         """Read the agents' counters and the fleet gauges from the record."""
@@ -161,7 +161,7 @@ class MetricsServer:
             await registry.ping()
             ping = Count(metrics.RECORD_PING.name, (), time.monotonic() - started)
             fleet = await registry.fleet(clock.now())
-            agent_counts = await registry.counted(fleet.hosts)
+            agent_counts = await registry.read_counts(fleet.hosts)
             budgets = {h.id: h.budget for h in self._ring.holders() if h.budget}
             spent = await UsageRecord(registry, "").spent(clock.now()) if budgets else {}
             gauges = (
@@ -170,7 +170,7 @@ class MetricsServer:
                 *fleet_gauges(fleet, await registry.jobs(), clock.now()),
                 *(Count(metrics.BUDGETS.name, (s,), n) for s, n in budget_states(budgets, spent).items()),
             )
-            return added([*agent_counts, Snapshot(gauges=gauges)])
+            return add_up([*agent_counts, Snapshot(gauges=gauges)])
         except RecordUnavailable:
             return Snapshot(gauges=(Count(metrics.RECORD_UP.name, (), 0),))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from cortex.platform.meter import Snapshot, added
+from cortex.platform.meter import Snapshot, add_up
 from cortex.platform.process import process_id
 from cortex.platform.record import ProcessId
 
@@ -69,13 +69,13 @@ def collect(folder: Path) -> Snapshot:
         else:
             stale.append(path)
             exited.append(msgspec.structs.replace(counts.snapshot, gauges=()))
-    past = added(exited)
+    past = add_up(exited)
     if stale:
         with contextlib.suppress(OSError):  # a full disk: the files stay until the next call
             _replace(folder / DEPARTED, msgspec.json.encode(_Counts(ProcessId("", 0, 0), past)))
             for path in stale:
                 path.unlink(missing_ok=True)
-    return added([past, *parts])
+    return add_up([past, *parts])
 
 
 def _alive(counts: _Counts) -> bool:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from cortex.functions.lifecycle import State
 from cortex.platform.agent_messages import Fetching
 from cortex.platform.budget import LowBudget
-from cortex.platform.cancel import cancelled
+from cortex.platform.cancel import cancel_tasks
 from cortex.platform.decisions import DecisionRecord
 from cortex.platform.in_flight import InFlight
 from cortex.platform.registry import RecordUnavailable, Registry
@@ -57,7 +57,7 @@ class Reading(Generic[T]):
 
     async def close(self) -> None:
         """Stop reading."""
-        await cancelled([self._task] if self._task else [])
+        await cancel_tasks([self._task] if self._task else [])
 
     async def _refresh(self) -> None:
         try:

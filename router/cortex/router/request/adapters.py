@@ -13,7 +13,7 @@ from collections.abc import Callable
 from cortex.functions.servers import SERVERS
 from cortex.functions.variants import adapter_number
 from cortex.platform.agent_messages import EnsureAdapter
-from cortex.platform.cancel import cancelled
+from cortex.platform.cancel import cancel_tasks
 from cortex.platform.record import Instance
 from cortex.router.activation.agents import Agents, AgentUnavailable
 from cortex.router.dialects.core.large_object import Body, with_fields
@@ -86,7 +86,7 @@ class AdapterLoads:
 
     async def close(self) -> None:
         """Stop following the loads."""
-        await cancelled(self._loads.values())
+        await cancel_tasks(self._loads.values())
 
     async def wait(self, target: Target, instance: Instance, timeout_s: float) -> bool:
         """Return True once an instance has loaded the adapter of a variant, or if its server loads none while it runs:
@@ -147,7 +147,7 @@ class AdapterLoads:
                         raise _failed(target, answer.problem)
                     if answer.loaded:
                         return True
-            await self._view.changed(min(AGAIN_S, deadline - now))  # (3)
+            await self._view.wait_for_change(min(AGAIN_S, deadline - now))  # (3)
         raise NotReadyInTime(f"the adapter of '{target.function.id}' was not loaded in time", retry_after=5)
 
 

@@ -43,7 +43,7 @@ class BadStream(Exception):
         self.error = error
 
 
-def asked_to_stream(body: Body) -> Body | None:
+def streaming_request(body: Body) -> Body | None:
     """Return a plain request's body as a streaming one, or None if the stream would differ from the plain answer.
 
     llama.cpp omits the end token's log-probability in streams, and does not stream log-probabilities with tools.

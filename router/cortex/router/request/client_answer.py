@@ -87,11 +87,11 @@ class ClientAnswer:
         record, dialect = self._record, self._dialect
         fault = in_client_terms(error.fault(operator=self.is_for_operator), dialect, limit_field)
         if self.has_begun and self.stream is not None:
-            record.rejected(200, fault.kind, error.reason)
+            record.reject(200, fault.kind, error.reason)
             self.client.write(self.stream.fail(fault))
             await self.end_stream(self.stream)
             return
-        record.rejected(fault.status(dialect), fault.kind, error.reason)
+        record.reject(fault.status(dialect), fault.kind, error.reason)
         await error_answer(fault, dialect, record.id, [*self._headers(), *error.headers]).send(self.client)
 
     def _begin(self) -> None:

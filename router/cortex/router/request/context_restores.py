@@ -24,7 +24,7 @@ from cortex.router.activation.agents import AgentRefused, Agents, AgentUnavailab
 from cortex.router.dialects.core.large_object import Body
 from cortex.router.fleet_view import FleetView
 from cortex.router.request.conversation_chain import Chain, chain_of, marks, owner_of
-from cortex.router.request.prompt_cache import seated
+from cortex.router.request.prompt_cache import with_seat
 from cortex.router.request_record import RequestRecord
 
 log = structlog.get_logger()
@@ -83,7 +83,7 @@ class ContextRestores:
                 record.restored = await self.restore(instance, seat.slot, match) if match is not None else 0
             if record.restored or not salt:  # without a salt, all share the cache
                 seat = replace(seat, may_reuse=True)
-            yield body if seat.slot is None and not salt else seated(body, seat)
+            yield body if seat.slot is None and not salt else with_seat(body, seat)
             if seat.slot is not None and chain:
                 left = replace(left, mark=request.marks[-1], tokens=record.tokens_in or 0)
         finally:

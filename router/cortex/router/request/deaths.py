@@ -16,7 +16,7 @@ import structlog
 from msgspec import Struct
 
 from cortex.functions.lifecycle import State
-from cortex.platform.cancel import cancelled
+from cortex.platform.cancel import cancel_tasks
 from cortex.platform.record import Death, Instance
 from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.router.activation.probe import Pulse
@@ -98,7 +98,7 @@ class Deaths:
 
     async def close(self) -> None:
         """Cancel all investigations."""
-        await cancelled(self._tasks)
+        await cancel_tasks(self._tasks)
 
     def admit(self, fingerprint: Fingerprint) -> None:
         """Raise Suspected for a request that workers keep dying of."""
@@ -109,7 +109,7 @@ class Deaths:
             )
             raise Suspected(fingerprint.function, retry_after=math.ceil(wait_s))
 
-    def lost(
+    def investigate(
         self, fingerprint: Fingerprint, instance: Instance, broken: Broken, *, earlier: int = 0
     ) -> "asyncio.Task[Loss]":
         """Investigate why a request lost its worker, after `earlier` deaths. The task continues if the client
@@ -151,19 +151,19 @@ class Deaths:
         """
         if isinstance(broken, NotReached):  # (1)
             return End.LIVES
-        if (end := self._recorded(instance.id)) is not None:  # (2)
+        if (end := self._reported_end(instance.id)) is not None:  # (2)
             return end
         if isinstance(broken, EngineFailed):
             return End.DIED
         if await self._probe.pulse(instance) is not Pulse.GONE:  # (3)
-            self.open_requests.recovered(instance.id)
+            self.open_requests.reset(instance.id)
             return End.LIVES
         deadline = time.monotonic() + SAYS_WITHIN_S  # (4)
-        while (end := self._recorded(instance.id)) is None and (left_s := deadline - time.monotonic()) > 0:
-            await self._view.changed(left_s)
+        while (end := self._reported_end(instance.id)) is None and (left_s := deadline - time.monotonic()) > 0:
+            await self._view.wait_for_change(left_s)
         return end or End.DIED
 
-    def _recorded(self, instance: str) -> End | None:
+    def _reported_end(self, instance: str) -> End | None:
         """Return the agent's report of a worker's end; None without one."""
         failure = self._view.failure(instance)
         if failure is not None:

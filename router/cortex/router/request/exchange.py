@@ -42,7 +42,7 @@ from cortex.router.http_answer import Client
 from cortex.router.live_catalogue import LiveCatalogue, Target
 from cortex.router.request.adapters import AdapterLoads, check_adapter, with_adapter
 from cortex.router.request.admission import Admission, Ticket
-from cortex.router.request.assemble import ASSEMBLED, Assembly, BadStream, CutStream, asked_to_stream
+from cortex.router.request.assemble import ASSEMBLED, Assembly, BadStream, CutStream, streaming_request
 from cortex.router.request.attendance import attend
 from cortex.router.request.call import Call
 from cortex.router.request.capability_checks import check_tools
@@ -51,7 +51,7 @@ from cortex.router.request.context_restores import ContextRestores
 from cortex.router.request.context_window import Settle
 from cortex.router.request.deadlines import Deadline, Deadlines
 from cortex.router.request.deaths import Deaths, End, may_replay
-from cortex.router.request.prompt_cache import HiddenCounts, SlotTable, salted, seated, slots_to_seat
+from cortex.router.request.prompt_cache import HiddenCounts, SlotTable, slots_to_seat, with_salt, with_seat
 from cortex.router.request.relay import Relay
 from cortex.router.request.substitutes import Conversation, Substitutes
 from cortex.router.request.suspects import Fingerprint, digest
@@ -149,7 +149,7 @@ class Exchange:
     async def __call__(self, client: Client) -> None:
         """Serve the request until the client disconnects."""
         self._client_answer.client, request_record = client, self.request_record
-        self._exchanges.request_records.begun(request_record)
+        self._exchanges.request_records.begin(request_record)
         try:  # from here on, whatever breaks, the record of the request is finished
             self._trace = self._exchanges.tracing.start(request_record, self._headers)
             self._client_answer.resume_pings(self._why_waiting)
@@ -218,7 +218,7 @@ class Exchange:
                 continue
             if outcome is Outcome.SERVED:
                 if self._conversation is not None:
-                    self._exchanges.substitutes.answered(self._conversation, function.id)
+                    self._exchanges.substitutes.remember(self._conversation, function.id)
                 return
             if outcome is Outcome.BROKE:
                 replays_left -= 1
@@ -287,7 +287,7 @@ class Exchange:
         """Serve the request from an instance as soon as it has a slot there. Raises RequestError when the last attempt
         breaks before its first byte."""
         function, view, deaths = self.target.function, self._exchanges.view, self._exchanges.deaths
-        placed, request_record = view.placed(instance.id), self.request_record
+        placed, request_record = view.place_of(instance.id), self.request_record
         try:
             with Deadline(self._exchanges.deadlines, function.request_timeout_s):
                 if ticket.must_wait:
@@ -296,16 +296,16 @@ class Exchange:
                     request_record.queued_s += time.monotonic() - began
                     if view.is_closing(instance.id):
                         return Outcome.CLOSED
-                request_record.forwarded(instance.id, placed[1] if placed else "", instance.path)
+                request_record.forward(instance.id, placed[1] if placed else "", instance.path)
                 self._exchanges.admission.in_flight.keep(instance.id, self._call.keep_s)
-                with deaths.open_requests.sent(instance.id, request_record):
+                with deaths.open_requests.track(instance.id, request_record):
                     await self._forward(instance)
                 return Outcome.SERVED
         except TimeoutError:
             raise UpstreamSilent(f"'{function.id}' took longer than {function.request_timeout_s:g} s") from None
         except Broken as broken:
             view.give_up(instance.id) if isinstance(broken, EngineFailed) else view.suspect(instance.id)
-            task = deaths.lost(self._fingerprint(), instance, broken, earlier=self._deaths)
+            task = deaths.investigate(self._fingerprint(), instance, broken, earlier=self._deaths)
             loss = await asyncio.shield(task)
             self._deaths += loss.end in (End.BEFORE, End.DIED, End.HUNG)
             form = self._call.form
@@ -411,11 +411,11 @@ class Exchange:
         if self._call.path in GENERATES:
             body = with_adapter(body, self.target, instance)
         # The request finds no prompt of another key in the worker's cache.
-        send = self._send_seated if self._is_seated else self._send_salted
+        send = self._send_to_seat if self._is_seated else self._send_with_salt
         try:
             await send(instance, body)
         except WorkerRefusal as error:
-            looser = grammar.loosen_request(body) if body and self._stumbled(error.message) else None
+            looser = grammar.loosen_request(body) if body and self._refuses_schema(error.message) else None
             if looser is None:
                 raise
             await send(instance, looser)
@@ -430,7 +430,7 @@ class Exchange:
             self._call = replace(call, reply=call.fitted(fitted.max_tokens, fitted.input_tokens))
         return fitted.body
 
-    def _stumbled(self, message: str) -> bool:
+    def _refuses_schema(self, message: str) -> bool:
         """Whether the worker refused a schema as a grammar and has sent no piece of an answer."""
         return not self.request_record.pieces and grammar.is_grammar_error(message)
 
@@ -441,7 +441,7 @@ class Exchange:
         is_apart = bool(call.cache_salt) or function.keep_context
         return is_apart and self._server.isolation == "slots" and call.path in GENERATES
 
-    async def _send_seated(self, instance: Instance, body: Body) -> None:
+    async def _send_to_seat(self, instance: Instance, body: Body) -> None:
         """Send the request on, to a slot without a prompt of another key."""
         salt, function, view = self._call.cache_salt, self.target.function, self._exchanges.view
         number = slots_to_seat(function, self._server, self._call.answers)
@@ -452,19 +452,19 @@ class Exchange:
             return
         number = number if view.alone else None
         with self._exchanges.slots.seat(instance.id, number, salt, body, view.company) as seat:
-            await self._send_on(instance, seated(body, seat))
+            await self._send_on(instance, with_seat(body, seat))
 
-    def _send_salted(self, instance: Instance, body: Body) -> Awaitable[None]:
+    def _send_with_salt(self, instance: Instance, body: Body) -> Awaitable[None]:
         """Send the request on with the salt of its key. Where no server takes one, cached tokens are not reported."""
         salt = self._call.cache_salt
         if not salt:
             return self._send_on(instance, body)
         if self._server.isolation == "salt":
-            return self._send_on(instance, salted(body, salt))
+            return self._send_on(instance, with_salt(body, salt))
         return self._send_on(instance, body, HiddenCounts())
 
     async def _send_on(self, instance: Instance, body: Body, hidden: HiddenCounts | None = None) -> None:
-        streamed = asked_to_stream(body) if self._streams_anyway() else None
+        streamed = streaming_request(body) if self._streams_anyway() else None
         sent = body if streamed is None else streamed
         call = self._call
         answer = await self._exchanges.upstream.post(
@@ -477,7 +477,7 @@ class Exchange:
         )
         try:
             if answer.status != 200:
-                await self._failed(instance, answer)
+                await self._raise_failure(instance, answer)
             if call.form is not None:
                 self._client_answer.dropped = gate.header(call.form.upload.form.dropped)
             if call.media is not None:
@@ -486,7 +486,7 @@ class Exchange:
             if self._client_answer.stream is not None:
                 await self._relay(instance, answer, self._client_answer.stream, hidden)
                 return
-            body = await (answer.whole() if streamed is None else self._assembled(answer))
+            body = await (answer.whole() if streamed is None else self._assemble(answer))
             if hidden is not None:
                 body = hidden.whole(body)
             now = time.monotonic()
@@ -498,7 +498,7 @@ class Exchange:
         finally:
             answer.close()
 
-    async def _failed(self, instance: Instance, answer: Answer) -> NoReturn:
+    async def _raise_failure(self, instance: Instance, answer: Answer) -> NoReturn:
         """Raise what a worker's error comes to: Broken when the worker is about to end, else WorkerRefusal.
 
         vLLM's front answers for some seconds after its engine died; a replay reaches another worker.
@@ -519,7 +519,7 @@ class Exchange:
     def _chunks(self, answer: Answer) -> AsyncIterator[bytes]:
         return cut_at(answer.chunks(), self._call.cuts) if self._call.cuts else answer.chunks()
 
-    async def _assembled(self, answer: Answer) -> bytes:
+    async def _assemble(self, answer: Answer) -> bytes:
         """Read a plain answer out of a worker's stream. Raises Broken for a cut one: nothing has been sent yet."""
         assembly = Assembly()
         try:
@@ -547,7 +547,7 @@ class Exchange:
         except Broken as broken:
             if not request_record.pieces:
                 raise
-            self._exchanges.deaths.lost(self._fingerprint(), instance, broken, earlier=self._deaths)
+            self._exchanges.deaths.investigate(self._fingerprint(), instance, broken, earlier=self._deaths)
             reason = f"the worker of '{self.target.function.id}' broke off in its answer"
             request_record.why = f"{reason}: {broken}"
             reason = request_record.why if self._client_answer.is_for_operator else reason + SEE_WHY

@@ -52,7 +52,7 @@ class Body:
         self._intake.memory.uncount(self._key, self._counted)
         self._counted = 0
 
-    def held_by(self, answering: Answering) -> Answering:
+    def release_after(self, answering: Answering) -> Answering:
         """Return what releases the bytes when it has answered."""
         if not self._counted:
             return answering

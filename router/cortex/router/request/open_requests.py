@@ -49,7 +49,7 @@ class OpenRequests:
         self._numbers: dict[str, int] = {}
         """How many times each of these has counted."""
 
-    def sent(self, instance: str, request_record: RequestRecord) -> "_Open":
+    def track(self, instance: str, request_record: RequestRecord) -> "_Open":
         """Return a context in which a request counts as open at an instance."""
         entry = self._instances.get(instance)
         if entry is None:
@@ -70,7 +70,7 @@ class OpenRequests:
         entry = self._instances.get(instance)
         return entry is not None and 0.0 < entry.oldest < sent_at - LATER_S
 
-    def recovered(self, instance: str) -> None:
+    def reset(self, instance: str) -> None:
         """Reset the loss: the instance is alive, only a connection broke."""
         if entry := self._instances.get(instance):
             entry.lost = 0

@@ -144,7 +144,7 @@ def slots_to_seat(function: Function, server: Server, answers: int) -> int | Non
     return max_concurrency(function, server)
 
 
-def salted(body: Body, salt: str) -> Body:
+def with_salt(body: Body, salt: str) -> Body:
     """Return a body for a server that salts its cache."""
     return with_fields(body, _salt_field(salt))
 
@@ -154,7 +154,7 @@ def _salt_field(salt: str) -> bytes:
     return b'"cache_salt":%b' % msgspec.json.encode(salt)
 
 
-def seated(body: Body, seat: Seat) -> Body:
+def with_seat(body: Body, seat: Seat) -> Body:
     """Return a body for llama.cpp, where the last of duplicate fields applies."""
     if seat.slot is None:
         return with_fields(body, b'"cache_prompt":false')

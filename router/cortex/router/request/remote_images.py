@@ -71,7 +71,7 @@ class RemoteImages:
         if self._http is not None:
             await self._http.close()
 
-    async def inlined(self, body: bytes) -> bytes:
+    async def inline(self, body: bytes) -> bytes:
         """Return a request of any dialect with its remote images as data. Raises BadRequest that names the field."""
         if b"http" not in body:
             return body
@@ -82,7 +82,7 @@ class RemoteImages:
             raise BadRequest(f"no more than {MOST_IMAGES} images are fetched for one request", images[MOST_IMAGES][0])
         async with asyncio.TaskGroup() as tasks:
             left = Allowance(MOST_TOGETHER)
-            fetched = [tasks.create_task(self._named(url, left)) for _, _, url in images]
+            fetched = [tasks.create_task(self._fetch_one(url, left)) for _, _, url in images]
         for (at, node, _), task in zip(images, fetched, strict=True):
             result = task.result()
             if isinstance(result, NotFetched):
@@ -90,7 +90,7 @@ class RemoteImages:
             _put(node, *result)
         return msgspec.json.encode(request)
 
-    async def _named(self, url: str, left: "Allowance") -> tuple[str, bytes] | NotFetched:
+    async def _fetch_one(self, url: str, left: "Allowance") -> tuple[str, bytes] | NotFetched:
         """Fetch; return a failure as a value, so that the other fetches are not cancelled."""
         try:
             async with asyncio.timeout(PATIENCE_S):

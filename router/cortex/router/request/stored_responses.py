@@ -21,7 +21,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from cortex.platform.api_keys import ANONYMOUS, Principal
-from cortex.platform.cancel import cancelled
+from cortex.platform.cancel import cancel_tasks
 from cortex.platform.registry import RecordUnavailable
 from cortex.platform.response_cipher import ResponseCipher
 from cortex.platform.response_record import MOST_TURNS, ResponseRecord, Write
@@ -132,10 +132,10 @@ class StoredResponses:
         context = await self._context(cipher, state)
         unique = unique_id()
         own = await self._intake.work(len(body), stored.items_of, body, unique)
-        known = [*context, *await self._referenced(cipher, stored.references(context, own))]
+        known = [*context, *await self._read_items(cipher, stored.references(context, own))]
 
         def read() -> tuple[bytes, bytes]:
-            items = stored.joined(context, own, known)
+            items = stored.join_items(context, own, known)
             continues = bool(context) or items != own
             return msgspec.json.encode(items), stored.stateless(body, items if continues else None)
 
@@ -164,7 +164,7 @@ class StoredResponses:
             return await self._items(members)
         return []
 
-    async def _referenced(self, cipher: ResponseCipher, responses: Sequence[str]) -> Items:
+    async def _read_items(self, cipher: ResponseCipher, responses: Sequence[str]) -> Items:
         """Return all items of stored responses, as far as the caller has these. Raises BadRequest or RecordIsAway."""
         if len(responses) > MOST_REFERENCED:
             raise BadRequest(
@@ -196,7 +196,7 @@ class StoredResponses:
             result = await self._read(cipher, id, param)  # the end is written before the lease ends
             if stored.status_of(result.response) in ENDS or is_running:
                 return result
-            result = replace(result, response=msgspec.Raw(stored.ended(result.response, "failed", DIED)))
+            result = replace(result, response=msgspec.Raw(stored.with_status(result.response, "failed", DIED)))
             await self.record.write(cipher, id, msgspec.json.encode(result), "replace")
         return result
 
@@ -272,7 +272,7 @@ class StoredResponses:
             self._beginning.remove(plan.cipher.owner)
             task.add_done_callback(lambda _: self._runs.pop(name, None))
             if plan.state.stream:
-                await detached.served_by(task)
+                await detached.wait_for(task)
             else:
                 await json_answer(200, plan.response("queued"), request_id).send(client)
 
@@ -294,7 +294,7 @@ class StoredResponses:
         except Exception as broke:
             log.error("background_response_broke", kind=type(broke).__name__)
         finally:
-            await cancelled([watch])
+            await cancel_tasks([watch])
             await keeper.finish(status, plan.response(status, error))
             with contextlib.suppress(RecordUnavailable):
                 await self.record.end(plan.cipher, plan.id)
@@ -352,7 +352,7 @@ class StoredResponses:
 
     async def close(self) -> None:
         """End the responses in the background, when this worker stops."""
-        await cancelled([run.task for run in self._runs.values()])
+        await cancel_tasks([run.task for run in self._runs.values()])
 
     async def _keep(self, plan: Plan, response: bytes, how: Write) -> None:
         """Store an answer. While Redis is away the client gets it all the same."""
@@ -477,13 +477,13 @@ class Detached:
             self._lose()
             client.abort()
 
-    async def served_by(self, task: "asyncio.Task[None]") -> None:
+    async def wait_for(self, task: "asyncio.Task[None]") -> None:
         """Return when the task has ended or the real client has left."""
         left = asyncio.create_task(self._left.wait())
         try:
             await asyncio.wait([task, left], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await cancelled([left])
+            await cancel_tasks([left])
 
     @property
     def on_writable(self) -> Callable[[], None] | None:

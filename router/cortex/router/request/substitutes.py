@@ -83,7 +83,7 @@ class Substitutes:
         times = [at for i in coming if (at := ready_at(i, entry, None)) is not None]
         return max(0.0, min(times) - now) if times else None
 
-    def answered(self, conversation: Conversation, function: str) -> None:
+    def remember(self, conversation: Conversation, function: str) -> None:
         """Remember the function that answers a conversation."""
         self._last[conversation.key] = function
         self._last.move_to_end(conversation.key)

@@ -40,7 +40,7 @@ class TokenCount:
 
     async def __call__(self, client: Client) -> None:
         """Serve the request until the client disconnects."""
-        self._request_records.begun(self._request_record)
+        self._request_records.begin(self._request_record)
         try:
             await attend(self._request_record, self._serve(client), client, self._cancel)
         finally:
@@ -76,5 +76,5 @@ class TokenCount:
 
     async def _reject(self, client: Client, error: RequestError) -> None:
         fault = error.fault()
-        self._request_record.rejected(fault.status("messages"), fault.kind, error.reason)
+        self._request_record.reject(fault.status("messages"), fault.kind, error.reason)
         await error_answer(fault, "messages", self._request_record.id).send(client)

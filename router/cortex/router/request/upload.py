@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from cortex.functions.passing import Passing
 from cortex.router.dialects.core.errors import BadRequest, Dialect, Kind
-from cortex.router.dialects.engine import named_in
+from cortex.router.dialects.engine import model_in
 from cortex.router.dialects.media.form import Form, boundary_of
 from cortex.router.errors import NoDisk
 from cortex.router.http_answer import Answering, Client
@@ -48,7 +48,7 @@ class Uploads:
             raise BadRequest("a form must be sent uncompressed", "content-encoding", Kind.UNSUPPORTED_MEDIA)
         self.check(request.content_length or 0)
         boundary = boundary_of(request.headers.get(b"content-type", b"").decode("latin-1"))
-        form = Form(kind, boundary, secrets.token_hex(16).encode(), model=named_in(request.query))
+        form = Form(kind, boundary, secrets.token_hex(16).encode(), model=model_in(request.query))
         upload = Upload(self, request, form)
         try:
             await upload.begin()
@@ -128,7 +128,7 @@ class Upload:
         """Release what is held."""
         await self._held.release()
 
-    def held_by(self, answering: Answering) -> Answering:
+    def release_after(self, answering: Answering) -> Answering:
         """Return what releases the form when it has answered."""
 
         async def wrapped(client: Client) -> None:

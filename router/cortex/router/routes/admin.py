@@ -114,9 +114,9 @@ def routes(
         decision_log.operator_action(verb, host=host)
         try:
             if verb == "drain":
-                moved, draining = await _recorded(operations.drain(host))
+                moved, draining = await _await_record(operations.drain(host))
                 return api.DrainAnswer(moved=tuple(moved), draining=tuple(draining))
-            await _recorded(operations.cordon(host, cordoned=verb == "cordon"))
+            await _await_record(operations.cordon(host, cordoned=verb == "cordon"))
         except AgentUnavailable as error:
             raise NoCapacity(str(error), retry_after=5) from None
         return api.CordonAnswer(host=host, cordoned=verb == "cordon")
@@ -132,18 +132,18 @@ async def _cool(operations: Operations, name: str, *, at_once: bool, park: bool)
 
 
 async def _override(operations: Operations, name: str, **changes: int | bool | None) -> api.FunctionSettings:
-    changed = await _recorded(operations.override(name, **changes))
+    changed = await _await_record(operations.override(name, **changes))
     return api.FunctionSettings(id=changed.id, pinned=changed.pinned, min=changed.min, max=changed.max)
 
 
 async def _forget(operations: Operations, name: str) -> api.ForgetAnswer:
-    function, entries, away = await _recorded(operations.forget(name))
+    function, entries, away = await _await_record(operations.forget(name))
     if away:
         raise NoCapacity(f"forgotten by the record, but these hosts did not answer: {', '.join(away)}", retry_after=5)
     return api.ForgetAnswer(id=function, entries=entries)
 
 
-async def _recorded(work: Awaitable[T]) -> T:
+async def _await_record(work: Awaitable[T]) -> T:
     """Await an operation on the record. Raises RecordIsAway."""
     try:
         return await work

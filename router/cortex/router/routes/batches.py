@@ -45,7 +45,7 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
         return await batch_of(folder, calls, caller(request).id, id)
 
     async def batch_by_id(id: str) -> Batch:
-        batch = await calls.call(_known, lambda: folder.find(id))
+        batch = await calls.call(_look_up, lambda: folder.find(id))
         if batch is None:
             raise BatchNotFound(id)
         return batch
@@ -78,7 +78,7 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
     @post("/v1/batches/{id:str}/cancel", status_code=200, opt={"needs": "inference"})
     async def cancel(request: Http, id: str) -> dict[str, Any]:
         """Cancel a batch. Lines with results keep them."""
-        return openai_batch(await cancelled(folder, calls, await own(request, id)))
+        return openai_batch(await request_cancel(folder, calls, await own(request, id)))
 
     @get("/admin/batches", opt={"needs": "status"})
     async def every(limit: MoreLimit = 100, after: str = "") -> BatchesAnswer:
@@ -93,20 +93,20 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
     @post("/admin/batches/{id:str}/cancel", status_code=200, opt={"needs": "admin"})
     async def stop(id: str) -> BatchesAnswer:
         """Cancel a batch of any key."""
-        return BatchesAnswer((await cancelled(folder, calls, await batch_by_id(id)),))
+        return BatchesAnswer((await request_cancel(folder, calls, await batch_by_id(id)),))
 
     return [make, ls, show, cancel, every, of_any_key, stop]
 
 
 async def batch_of(folder: Folder, calls: FolderCalls, key: str, id: str) -> Batch:
     """Return a key's batch. Raises BatchNotFound."""
-    batch = await calls.call(_known, lambda: folder.known_batch(key, id))
+    batch = await calls.call(_look_up, lambda: folder.known_batch(key, id))
     if batch is None:
         raise BatchNotFound(id)
     return batch
 
 
-async def cancelled(folder: Folder, calls: FolderCalls, batch: Batch) -> Batch:
+async def request_cancel(folder: Folder, calls: FolderCalls, batch: Batch) -> Batch:
     """Request the cancellation of a batch and return it. One that has ended does not change."""
     if batch.status.is_open:
         await calls.call(folder.request_cancel, batch)
@@ -141,7 +141,7 @@ def new_batch(
     )
 
 
-def _known(look: Callable[[], Batch | None]) -> Batch | None:
+def _look_up(look: Callable[[], Batch | None]) -> Batch | None:
     try:
         return look()
     except BadName:

@@ -12,7 +12,7 @@ from cortex.router.dialects.core.wire import read
 from cortex.router.errors import BadRequest
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue
-from cortex.router.routes.hosts import ask_all, named
+from cortex.router.routes.hosts import ask_all, hosts_of
 
 Http = Request[Any, Any, Any]
 
@@ -23,7 +23,7 @@ def routes(catalogue: LiveCatalogue, view: FleetView, agents: Agents) -> list[HT
     @get("/admin/contexts", opt={"needs": "status"})
     async def contexts(host: str = "", function: str = "") -> api.ContextsAnswer:
         """List the saved conversations of every host, or of one, or of one function."""
-        hosts = named(view, host)
+        hosts = hosts_of(view, host)
         function = catalogue.catalogue.aliases.get(function, function)
         listed = [api.view_of(c, h.name) for h in hosts for c in h.contexts if not function or c.function == function]
         off = {h.name: h.contexts_off for h in hosts if h.contexts_off}
@@ -41,9 +41,9 @@ def routes(catalogue: LiveCatalogue, view: FleetView, agents: Agents) -> list[HT
                 ids=tuple(c.id for c in h.contexts if c.id in data.ids or (function and c.function == function)),
                 all=data.all,
             )
-            for h in named(view, data.host)
+            for h in hosts_of(view, data.host)
         }
-        hosts = [h for h in named(view, data.host) if data.all or requests[h.name].ids]
+        hosts = [h for h in hosts_of(view, data.host) if data.all or requests[h.name].ids]
         answers, away = await ask_all(hosts, lambda h: agents.remove_contexts(h, requests[h.name]))
         removed = tuple(api.view_of(c, h) for h, contexts in answers.items() for c in contexts)
         return api.RemoveContextsAnswer(removed=removed, away=away)

@@ -27,14 +27,14 @@ async def count_tokens(reading: Reading, request: Incoming, body: bytes, share: 
     request_record.who = who.name if who.id != ANONYMOUS else ""
 
     async def count() -> Count:
-        content = await reading.images.inlined(body) if function.remote_images else body
+        content = await reading.images.inline(body) if function.remote_images else body
         traits = reading.traits(target, "messages")
         parsed = await reading.entrance.intake.work(len(content), messages.read_count, content, traits)
         ready = choose(reading.ready(target), reading.view.elsewhere)
         if ready is None or server_of(function, ready.server).counts == "no":
             return Count(limits.estimate(parsed.upstream.request), is_estimate=True)
-        placed = reading.view.placed(ready.id)
-        request_record.forwarded(ready.id, placed[1] if placed else "")
+        placed = reading.view.place_of(ready.id)
+        request_record.forward(ready.id, placed[1] if placed else "")
         with reading.in_flight.track(target.base.id, ready.id, target.share):
             prompt = parsed.count(target.base.name_at_worker)  # an adapter may not be loaded, and counts the same
             return Count(await reading.tokenizer.count(function, ready, prompt), is_estimate=False)

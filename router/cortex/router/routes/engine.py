@@ -45,7 +45,7 @@ def routes(catalogue: LiveCatalogue, view: FleetView, upstream: Upstream) -> lis
         if status != 200:
             raise WorkerRefusal(fault_from_worker(status, body))
         headers = {"x-cortex-function": function.id, "x-cortex-instance": instance.id}
-        return Response(engine.shown(path, body, name), media_type="application/json", headers=headers)
+        return Response(engine.visible_part(path, body, name), media_type="application/json", headers=headers)
 
     @get("/props", opt={"needs": "inference"})
     async def props(request: Http, model: str = "") -> Response[bytes]:

@@ -38,7 +38,7 @@ class Entrance:
             held = await self.intake.body(request, share.cover if costs_tokens else no_cover)
             if costs_tokens and share.is_limited:
                 await share.adjust(len(held.bytes), 1)
-            return held.held_by(await serve(request, held.bytes, share))
+            return held.release_after(await serve(request, held.bytes, share))
         except BaseException as error:
             if held is not None:
                 held.release()
@@ -52,7 +52,7 @@ class Entrance:
         try:
             share = await self._rate_limiter.enter(request.caller, kind, 0)
             upload = await self._uploads.begin(request, kind)
-            return upload.held_by(await serve(request, upload, share))
+            return upload.release_after(await serve(request, upload, share))
         except BaseException as error:
             if upload is not None:
                 await upload.release()
@@ -97,6 +97,6 @@ class Entrance:
             request_record = RequestRecord(request.id, "", "", kind, streams=False, read_s=read_s)
             request_record.key, request_record.who = who.id, who.name
             fault = error.fault()
-            request_record.rejected(fault.status(kind), fault.kind, error.reason)
-            self.exchanges.request_records.begun(request_record)
+            request_record.reject(fault.status(kind), fault.kind, error.reason)
+            self.exchanges.request_records.begin(request_record)
             self.exchanges.request_records.over(request_record)

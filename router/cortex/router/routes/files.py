@@ -29,7 +29,7 @@ Limit = Annotated[int, Parameter(ge=1, le=10_000)]
 def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRouteHandler]:
     """Return the routes."""
 
-    async def stored(request: Http, id: str) -> StoredFile:
+    async def stored_file(request: Http, id: str) -> StoredFile:
         file = await calls.call(folder.known_file, caller(request).id, id)
         if file is None:
             raise FileNotStored(id)
@@ -74,18 +74,18 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
     @get("/v1/files/{id:str}", opt={"needs": "inference"})
     async def show(request: Http, id: str) -> dict[str, Any]:
         """Return one file."""
-        return openai_file(await stored(request, id))
+        return openai_file(await stored_file(request, id))
 
     @get("/v1/files/{id:str}/content", opt={"needs": "inference"})
     async def content(request: Http, id: str) -> Stream:
         """Return a file's content."""
-        file = await stored(request, id)
+        file = await stored_file(request, id)
         return await content_of(folder.content(file.key, file.id), calls, "application/octet-stream")
 
     @delete("/v1/files/{id:str}", status_code=200, opt={"needs": "inference"})
     async def remove(request: Http, id: str) -> dict[str, Any]:
         """Delete a file. A batch that reads it continues."""
-        file = await stored(request, id)
+        file = await stored_file(request, id)
         await calls.call(folder.remove_file, file.key, file.id)
         return {"id": file.id, "object": "file", "deleted": True}
 

@@ -42,7 +42,7 @@ class GenerationReader(JsonReader):
         """Read the request in its own dialect or translated, as the function takes it."""
         function, kind, plan, reading = target.function, self.kind, self._plan, self._reading
         check_dialect(function, kind, self.others)
-        content = await reading.images.inlined(self.body) if function.remote_images else self.body
+        content = await reading.images.inline(self.body) if function.remote_images else self.body
         traits = reading.traits(target, kind)
         salt = reading.salts.of(function, self.caller)
         native_dialect = None if plan else native.native_dialect(function, kind, cache_is_shared=not salt)
@@ -62,9 +62,9 @@ class GenerationReader(JsonReader):
         if isinstance(reply, stream.Reply):
             reply = replace(reply, model=function.id)  # same dialect: the answer passes through unchanged
         elif isinstance(reply, responses.Reply | ollama.Reply):
-            reply = reply.timed(time.time)
+            reply = reply.with_clock(time.time)
         if plan is not None and isinstance(reply, responses.Reply):
-            reply = plan.reply = reply.stored(plan.state)
+            reply = plan.reply = reply.with_state(plan.state)
         return Call(
             dialect=kind,
             path=native.PATHS[native_dialect] if native_dialect else COMPLETIONS if parsed.completes else CHAT,
@@ -76,7 +76,7 @@ class GenerationReader(JsonReader):
             answers=parsed.choices,
             cache_salt=salt,
             settle=None if native_dialect else fit(reading.tokenizer, function, kind, parsed, sent, traits),
-            fitted=reply.fitted,
+            fitted=reply.with_limit,
             cuts=parsed.cuts,
             limit_field=parsed.limit_field,
             keep_s=self.keep_s(target),

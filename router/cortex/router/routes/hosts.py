@@ -13,7 +13,7 @@ from cortex.router.fleet_view import FleetView
 T = TypeVar("T")
 
 
-def named(view: FleetView, name: str) -> list[HostRecord]:
+def hosts_of(view: FleetView, name: str) -> list[HostRecord]:
     """Return the host of a name; every host for "". Raises HostNotFound."""
     hosts = view.fleet.hosts
     if not name:

@@ -65,7 +65,7 @@ class EngineReader(JsonReader):
 
     async def model(self) -> str:
         """Return the name of the model, which these routes have in the path, in the query or in the body."""
-        name = self.request.name or engine.named_in(self.request.query)
+        name = self.request.name or engine.model_in(self.request.query)
         name, self.body = await self.intake.work(len(self.body), engine.with_name, self.body, name)
         return name
 
@@ -92,15 +92,17 @@ def routes(reading: Reading, stored: StoredResponses) -> dict[str, Handler]:
     """Return the inference routes of a router, by path. All are POST."""
     entrance, intake = reading.entrance, reading.entrance.intake
 
-    def served(kind: Dialect, serve: Serve, *, costs_tokens: bool = True) -> Handler:
+    def handler_of(kind: Dialect, serve: Serve, *, costs_tokens: bool = True) -> Handler:
         """Return the handler that has a request's body read within its key's limits, and then served."""
         return partial(entrance.receive, kind, serve, costs_tokens=costs_tokens)
 
     def generation(kind: Dialect) -> Handler:
-        return served(kind, lambda request, body, share: GenerationReader(reading, request, kind, body, share).answer())
+        return handler_of(
+            kind, lambda request, body, share: GenerationReader(reading, request, kind, body, share).answer()
+        )
 
     def computation(kind: Dialect, path: str) -> Handler:
-        return served(
+        return handler_of(
             kind, lambda request, body, share: ComputationReader(reading, request, kind, body, share, path).answer()
         )
 
@@ -110,10 +112,10 @@ def routes(reading: Reading, stored: StoredResponses) -> dict[str, Handler]:
                 return await LoadReader(reading, request, kind, body, share, form).answer()
             return await GenerationReader(reading, request, kind, body, share).answer()
 
-        return served(kind, serve)
+        return handler_of(kind, serve)
 
     def own(route: engine.Route) -> Handler:
-        return served(
+        return handler_of(
             route.dialect, lambda request, body, share: EngineReader(reading, request, route, body, share).answer()
         )
 
@@ -133,7 +135,7 @@ def routes(reading: Reading, stored: StoredResponses) -> dict[str, Handler]:
             except BaseException:
                 plan.held.release()
                 raise
-            return plan.held.held_by(answering)
+            return plan.held.release_after(answering)
 
         answering = await entrance.receive("responses", read, request)
         return answering if plan is None else stored.answering(plan, answering, request.id)
@@ -143,7 +145,7 @@ def routes(reading: Reading, stored: StoredResponses) -> dict[str, Handler]:
         COMPLETIONS: generation("completions"),
         "/v1/responses": responses,
         "/v1/messages": generation("messages"),
-        "/v1/messages/count_tokens": served("messages", partial(count_tokens, reading), costs_tokens=False),
+        "/v1/messages/count_tokens": handler_of("messages", partial(count_tokens, reading), costs_tokens=False),
         "/v1/embeddings": computation("embeddings", "/v1/embeddings"),
         "/v1/rerank": computation("rerank", "/v1/rerank"),
         "/v2/rerank": computation("rerank", "/v1/rerank"),  # of Cohere's clients

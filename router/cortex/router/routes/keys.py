@@ -36,7 +36,7 @@ def routes(registry: Registry, ring: KeyRing) -> list[HTTPRouteHandler]:
     @get("/admin/keys/{name:str}", opt={"needs": "status"})
     async def show(name: str) -> api.KeysAnswer:
         """Return one key and those it replaced."""
-        return await answer(await _from_record(keys.named(name)))
+        return await answer(await _from_record(keys.keys_of(name)))
 
     @post("/admin/keys", status_code=201, opt={"needs": "admin", "body": api.NewKey})
     async def make(request: Http) -> api.KeySecret:

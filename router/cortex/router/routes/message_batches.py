@@ -19,7 +19,7 @@ from cortex.router.batches.lines import on_one_line
 from cortex.router.dialects.core.lenient import repair_surrogates
 from cortex.router.dialects.core.wire import read
 from cortex.router.errors import BadRequest, BatchNotFound
-from cortex.router.routes.batches import batch_of, cancelled, check_limits, new_batch
+from cortex.router.routes.batches import batch_of, check_limits, new_batch, request_cancel
 from cortex.router.routes.files import content_of, discard
 
 Http = Request[Any, Any, Any]
@@ -48,7 +48,7 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
             raise BatchNotFound(id)
         return batch
 
-    def shown(request: Http, batch: Batch) -> dict[str, Any]:
+    def view_of(request: Http, batch: Batch) -> dict[str, Any]:
         return message_batch(batch, str(request.base_url).rstrip("/") + gateway.root_path)
 
     @post("/v1/messages/batches", status_code=200, opt={"needs": "inference", "body": NewMessageBatch})
@@ -64,7 +64,7 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
             await calls.call(folder.add_batch, batch, path)
         finally:
             await asyncio.shield(calls.call(discard, file, path))
-        return shown(request, batch)
+        return view_of(request, batch)
 
     @get("/v1/messages/batches", opt={"needs": "inference"})
     async def ls(request: Http, limit: Limit = 20, after_id: str = "", before_id: str = "") -> dict[str, Any]:
@@ -78,7 +78,7 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
             rest = [b for b in batches if not after_id or b.id[-24:] < after_id[-24:]]
             chosen = rest[:limit]
         return {
-            "data": [shown(request, b) for b in chosen],
+            "data": [view_of(request, b) for b in chosen],
             "has_more": len(rest) > limit,
             "first_id": chosen[0].id if chosen else None,
             "last_id": chosen[-1].id if chosen else None,
@@ -87,7 +87,7 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
     @get("/v1/messages/batches/{id:str}", opt={"needs": "inference"})
     async def show(request: Http, id: str) -> dict[str, Any]:
         """Return one batch."""
-        return shown(request, await own(request, id))
+        return view_of(request, await own(request, id))
 
     @get("/v1/messages/batches/{id:str}/results", opt={"needs": "inference"})
     async def results(request: Http, id: str) -> Stream:
@@ -100,7 +100,7 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
     @post("/v1/messages/batches/{id:str}/cancel", status_code=200, opt={"needs": "inference"})
     async def cancel(request: Http, id: str) -> dict[str, Any]:
         """Cancel a batch. Requests with results keep them."""
-        return shown(request, await cancelled(folder, calls, await own(request, id)))
+        return view_of(request, await request_cancel(folder, calls, await own(request, id)))
 
     @delete("/v1/messages/batches/{id:str}", status_code=200, opt={"needs": "inference"})
     async def remove(request: Http, id: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def routes(catalogue: LiveCatalogue, view: FleetView, created: int) -> list[HTTP
     """Return the routes; `created` is the Unix time that every model claims."""
     listing = ModelListing(created)
 
-    def described(name: str, target: Target) -> Card:
+    def card_of(name: str, target: Target) -> Card:
         ready = view.ready(target.base.id, target.revision)
         return card(name, created, target.function, view.profile(target.base.id), ready)
 
@@ -37,7 +37,7 @@ def routes(catalogue: LiveCatalogue, view: FleetView, created: int) -> list[HTTP
         if is_anthropic(request):
             of = dict(targets)
             page = anthropic_page(list(of), limit, after_id, before_id)
-            cards = (anthropic_model(described(id, of[id])) for id in page.ids)
+            cards = (anthropic_model(card_of(id, of[id])) for id in page.ids)
             return long_lists.answer("data", cards, page.others(), _ids(request))
         entries = listing.every(((name, target.function) for name, target in targets), view.fleet)
         return long_lists.answer("data", entries, {"object": "list"}, _ids(request))
@@ -48,7 +48,7 @@ def routes(catalogue: LiveCatalogue, view: FleetView, created: int) -> list[HTTP
         name = model_id.lstrip("/")
         target = catalogue.resolve_for(name, caller(request))
         if is_anthropic(request):
-            return _json(request, anthropic_model(described(name, target)))
+            return _json(request, anthropic_model(card_of(name, target)))
         return _json(request, Raw(listing.one(name, target.function, view.fleet, view.profile(target.base.id))))
 
     return [models, model]

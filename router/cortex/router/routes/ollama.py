@@ -56,18 +56,18 @@ class Models:
 
     def __init__(self, catalogue: LiveCatalogue, view: FleetView, sources: Sources, created: int) -> None:
         self._catalogue, self._view, self._sources, self._created = catalogue, view, sources, created
-        self._listed = NamedMemo(lambda *described: msgspec.json.encode(models.listed(self._card(*described))))
+        self._listed = NamedMemo(lambda *described: msgspec.json.encode(models.list_entry(self._card(*described))))
 
     def find(self, name: str, who: Principal) -> Target:
         """Return the function of a name, with or without `:latest`. Raises FunctionNotFound."""
         known = self._catalogue.get(name) is not None
-        return self._catalogue.resolve_for(name if known else models.untagged(name), who)
+        return self._catalogue.resolve_for(name if known else models.without_tag(name), who)
 
     def card(self, name: str, target: Target) -> Card:
         """Return the description of a function under a name."""
-        return self._card(name, target, *self._known(target))
+        return self._card(name, target, *self._look_up(target))
 
-    def _known(self, target: Target) -> tuple[ModelProfile | None, tuple[Instance, ...]]:
+    def _look_up(self, target: Target) -> tuple[ModelProfile | None, tuple[Instance, ...]]:
         return self._view.profile(target.base.id), self._view.ready(target.base.id, target.revision)
 
     def _card(self, name: str, target: Target, profile: ModelProfile | None, ready: tuple[Instance, ...]) -> Card:
@@ -86,7 +86,7 @@ class Models:
 
     def every(self, who: Principal) -> Iterator[tuple[bytes]]:
         """Return every function and alias that a caller may use, each as JSON."""
-        return ((self._listed(name, t, *self._known(t)),) for name, t in self._catalogue.visible(who))
+        return ((self._listed(name, t, *self._look_up(t)),) for name, t in self._catalogue.visible(who))
 
     def running(self, who: Principal) -> Iterator[models.Running | tuple[()]]:
         """Yield the functions with a ready instance that a caller may use, and `()` for each other name."""
@@ -105,7 +105,7 @@ class Models:
                 ends_at=None if None in ends else max(end for end in ends if end is not None),
             )
 
-    async def pulled(self, card: Card, function: str) -> AsyncIterator[Progress | Fault]:
+    async def pull_progress(self, card: Card, function: str) -> AsyncIterator[Progress | Fault]:
         """Yield the progress of the fetches of a function's weights until there are none."""
         yield Progress("pulling manifest")
         watched = ""
@@ -131,7 +131,7 @@ def _failed(id: str, downloads: Sequence[DownloadView]) -> bool:
 def handlers(describes: Models, intake: Intake) -> dict[str, Handler]:
     """Return the routes with a body, by path. All are POST."""
 
-    async def named(request: Incoming) -> Named:
+    async def read_name(request: Incoming) -> Named:
         held = await intake.body(request, no_cover)
         try:
             result = wire.read(held.bytes, Named)
@@ -143,21 +143,21 @@ def handlers(describes: Models, intake: Intake) -> dict[str, Handler]:
 
     async def show(request: Incoming) -> Answering:
         """Describe a model."""
-        name = (await named(request)).of
-        described = models.shown(describes.card(name, describes.find(name, request.caller)))
+        name = (await read_name(request)).of
+        described = models.show_answer(describes.card(name, describes.find(name, request.caller)))
         return json_answer(200, msgspec.json.encode(described), request.id).send
 
     async def pull(request: Incoming) -> Answering:
         """Report the fetches of a model's weights that run; none is begun."""
-        wanted = await named(request)
+        wanted = await read_name(request)
         target = describes.find(wanted.of, request.caller)
-        lines = describes.pulled(describes.card(wanted.of, target), target.base.id)
-        return _streamed(lines, request.id) if wanted.stream else _last(lines, request.id)
+        lines = describes.pull_progress(describes.card(wanted.of, target), target.base.id)
+        return _stream(lines, request.id) if wanted.stream else _last(lines, request.id)
 
     return {"/api/show": show, "/api/pull": pull}
 
 
-def _streamed(lines: AsyncIterator[Progress | Fault], id: str) -> Answering:
+def _stream(lines: AsyncIterator[Progress | Fault], id: str) -> Answering:
     async def answer(client: Client) -> None:
         client.start(200, [(b"content-type", MEDIA_TYPE), (b"cache-control", b"no-cache"), *id_headers(id)])
         async for line in lines:

@@ -13,7 +13,7 @@ from cortex.router.access.rate_limits import Share
 from cortex.router.dialects.core import wire
 from cortex.router.dialects.core.errors import OLLAMA, Dialect
 from cortex.router.dialects.core.traits import Traits
-from cortex.router.dialects.ollama.models import untagged
+from cortex.router.dialects.ollama.models import without_tag
 from cortex.router.http_answer import Answering
 from cortex.router.live_catalogue import Target
 from cortex.router.model_traits import TraitsCache
@@ -53,7 +53,7 @@ class Reading:
         size = len(body)
         fields = wire.peek(body, Peek) if size < LARGE else await self.entrance.intake.work(size, wire.peek, body, Peek)
         if kind in OLLAMA and self.entrance.exchanges.catalogue.get(fields.model) is None:
-            return replace(fields, model=untagged(fields.model))
+            return replace(fields, model=without_tag(fields.model))
         return fields
 
     def ready(self, target: Target) -> Sequence[Instance]:

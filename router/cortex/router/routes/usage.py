@@ -10,7 +10,7 @@ from litestar.params import QueryParameter
 from msgspec.structs import asdict
 
 from cortex.platform.registry import RecordUnavailable
-from cortex.platform.usage import By, Sums, grouped
+from cortex.platform.usage import By, Sums, group
 from cortex.platform.usage_record import DAYS_S, UsageRecord
 from cortex.router.access.auth import caller
 from cortex.router.api_types import ForgetUsageAnswer, UsageAnswer, UsageGroup
@@ -26,7 +26,7 @@ def routes(record: UsageRecord, current_names: Callable[[], Mapping[str, str]]) 
     and earlier ones."""
 
     async def key_names() -> dict[str, str]:
-        return {**await _recorded(record.names()), **current_names()}
+        return {**await _await_record(record.names()), **current_names()}
 
     async def answer(by: By, since: float, until: float, key: str) -> UsageAnswer:
         now = time.time()
@@ -35,8 +35,8 @@ def routes(record: UsageRecord, current_names: Callable[[], Mapping[str, str]]) 
             raise BadRequest("`until` is before `since`")
         since, until = max(since, now - DAYS_S), min(until, now)
         names = await key_names()
-        rows = await _recorded(record.read(since, until, now, key)) if since <= until else []
-        groups = [UsageGroup(name=n, **_fields(s)) for n, s in grouped(rows, by, names).items()]
+        rows = await _await_record(record.read(since, until, now, key)) if since <= until else []
+        groups = [UsageGroup(name=n, **_fields(s)) for n, s in group(rows, by, names).items()]
         total = Sums()
         for row in rows:
             total.add(row.sums)
@@ -61,7 +61,7 @@ def routes(record: UsageRecord, current_names: Callable[[], Mapping[str, str]]) 
         """Delete the usage of a key, by its id. What was counted as `other` stays."""
         names = await key_names()
         ids = [id for id, name in names.items() if key in (id, name)] or [key]
-        number = sum([await _recorded(record.forget(id, time.time())) for id in ids])
+        number = sum([await _await_record(record.forget(id, time.time())) for id in ids])
         return ForgetUsageAnswer(keys=tuple(ids), rows=number)
 
     return [usage, own, forget]
@@ -74,7 +74,7 @@ def _fields(sums: Sums) -> dict[str, Any]:
     return {**fields, "usd": usd, "gpu_s": gpu_s, "joules": joules, "audio_s": audio_s}
 
 
-async def _recorded(work: Awaitable[T]) -> T:
+async def _await_record(work: Awaitable[T]) -> T:
     try:
         return await work
     except RecordUnavailable as error:

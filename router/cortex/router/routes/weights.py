@@ -27,7 +27,7 @@ from cortex.router.errors import BadRequest, JobNotFound, NoCapacity, RequestErr
 from cortex.router.fleet_view import FleetView
 from cortex.router.live_catalogue import LiveCatalogue
 from cortex.router.overview.sources import download_views
-from cortex.router.routes.hosts import ask_all, named
+from cortex.router.routes.hosts import ask_all, hosts_of
 
 Http = Request[Any, Any, Any]
 T = TypeVar("T")
@@ -39,9 +39,9 @@ def routes(catalogue: LiveCatalogue, view: FleetView, agents: Agents) -> list[HT
     @get("/admin/weights", opt={"needs": "status"})
     async def weights(host: str = "") -> api.WeightsAnswer:
         """List the weights of every host, or of one."""
-        hosts = named(view, host)
-        answers, away = await ask_all(hosts, lambda h: agents.stored(h))
-        saved = {h.name: contexts.stored(h.contexts) for h in hosts}
+        hosts = hosts_of(view, host)
+        answers, away = await ask_all(hosts, lambda h: agents.list_weights(h))
+        saved = {h.name: contexts.list_contexts(h.contexts) for h in hosts}
         return api.WeightsAnswer(weights=(*_weights(answers), *_weights(saved)), away=away)
 
     @post("/admin/weights/remove", opt={"needs": "admin", "body": api.RemoveRequest}, status_code=200)
@@ -55,7 +55,7 @@ def routes(catalogue: LiveCatalogue, view: FleetView, agents: Agents) -> list[HT
         aliases = catalogue.catalogue.aliases
         names = tuple(aliases.get(n, n) for n in data.names)
         command = Remove(names, data.unused, data.dry_run)
-        hosts = named(view, data.host)
+        hosts = hosts_of(view, data.host)
         for host in hosts if data.unused else ():
             await _update_catalogue(agents, catalogue, host)
         answers, away = await ask_all(hosts, lambda h: agents.remove_weights(h, command))
@@ -88,14 +88,14 @@ def routes(catalogue: LiveCatalogue, view: FleetView, agents: Agents) -> list[HT
     @get("/admin/jobs", opt={"needs": "status"})
     async def jobs(host: str = "") -> api.JobsAnswer:
         """List the running and recent downloads."""
-        answers, away = await ask_all(named(view, host), lambda h: agents.jobs(h))
+        answers, away = await ask_all(hosts_of(view, host), lambda h: agents.jobs(h))
         downloads = [d for h, fetches in answers.items() for d in download_views(h, fetches, time.time())]
         return api.JobsAnswer(jobs=tuple(downloads), away=away)
 
     @post("/admin/jobs/{job:str}/cancel", opt={"needs": "admin"}, status_code=200)
     async def cancel(job: str) -> api.CancelJobAnswer:
         """Cancel a download for all its waiters. The part that was fetched stays."""
-        hosts = named(view, "")
+        hosts = hosts_of(view, "")
         answers, _ = await ask_all(hosts, lambda h: agents.jobs(h))
         active = {f.id: h for h, fetches in answers.items() for f in fetches if f.alive}
         if job not in active:
@@ -120,7 +120,7 @@ async def _update_catalogue(agents: Agents, catalogue: LiveCatalogue, host: Host
 def _best(view: FleetView, function: Function, host: str) -> HostRecord:
     """Return the named host, or the first candidate for starting the function."""
     if host:
-        return named(view, host)[0]
+        return hosts_of(view, host)[0]
     fleet, requirement = view.fleet, need(function, None)
     names = hosts_to_ask(requirement, function, fleet, use(fleet), clock.now()).first(1)
     if not names:

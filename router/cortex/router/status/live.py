@@ -13,7 +13,7 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from cortex.platform.cancel import cancelled
+from cortex.platform.cancel import cancel_tasks
 from cortex.router.overview.snapshot import FleetSnapshot
 from cortex.router.status.page import picture
 from cortex.router.status.render import Fragment, fragment, fragments
@@ -76,7 +76,7 @@ class Live:
 
     async def close(self) -> None:
         """Stop rendering."""
-        await cancelled([self._renewing] if self._renewing else [])
+        await cancel_tasks([self._renewing] if self._renewing else [])
 
     @property
     def active(self) -> bool:

@@ -83,7 +83,7 @@ def ends_in_slash(request: Http) -> bool:
     return bool(request.scope["raw_path"].endswith(b"/"))
 
 
-def logged_in(request: Http) -> bool:
+def has_session(request: Http) -> bool:
     """Whether a request has a session cookie."""
     return bool(_credentials(request).session)
 

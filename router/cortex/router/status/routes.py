@@ -46,7 +46,7 @@ def routes(
         """Show the page, complete without scripts. A thread renders it, because a large fleet takes a while."""
         if login.ends_in_slash(request):
             return Redirect("../status")
-        may, cookie = may_act(request), login.logged_in(request)
+        may, cookie = may_act(request), login.has_session(request)
         snapshot = await sources.snapshot()
         text = await asyncio.to_thread(lambda: page(picture(snapshot), may_act=may, logged_in=cookie).encode())
         if len(text) < SMALL or "gzip" not in request.headers.get("accept-encoding", ""):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from cortex.platform.usage import DAY_S, HOUR_S, By, Row, Sums, grouped
+from cortex.platform.usage import DAY_S, HOUR_S, By, Row, Sums, group
 from cortex.router.status.charts import BOX, round_top
 
 Group = Literal["key", "function", "host"]
@@ -116,13 +116,13 @@ def usage_page(rows: Sequence[Row], by: Group, span: Span, now: float, names: Ma
     number = SPANS[span] // step_s
     first = last - (number - 1) * step_s
     rows = [row for row in rows if row.at >= first]
-    groups, total = grouped(rows, by, names), Sums()
+    groups, total = group(rows, by, names), Sums()
     for sums in groups.values():
         total.add(sums)
     steps: list[list[Row]] = [[] for _ in range(number)]
     for row in rows:
         steps[min(number - 1, (row.at - first) // step_s)].append(row)
-    bars = [grouped(inside, by, names) for inside in steps]
+    bars = [group(inside, by, names) for inside in steps]
     times = [_time(first + n * step_s, step) for n in range(number)]
     return UsagePage(
         by=by,

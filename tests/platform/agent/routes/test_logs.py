@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cortex.platform.agent.routes.logs import MOST_LINE, MOST_MATCHES_BYTES, LineFilter, last_lines, search
 from cortex.platform.workers import log_files
-from cortex.platform.workers.log_files import remove_old, rotated, trim
+from cortex.platform.workers.log_files import earlier_part, remove_old, trim
 
 
 def drive(text: str, wire: bytes, size: int) -> list[bytes]:
@@ -56,7 +56,7 @@ def test_an_endless_line_is_split() -> None:
 
 def test_a_search_returns_the_last_matches_and_includes_the_rotated_file(tmp_path: Path) -> None:
     path = tmp_path / "i-1.log"
-    rotated(path).write_text("hit 1\nmiss\nhit 2\n")
+    earlier_part(path).write_text("hit 1\nmiss\nhit 2\n")
     path.write_text("miss\nhit 3\nhit 4\n")
 
     result, _, end = search(path, "hit", 3)
@@ -101,7 +101,7 @@ def test_a_log_that_grew_too_large_is_rotated_once(tmp_path: Path, monkeypatch: 
         trim(tmp_path)
         writer.write(b"second\n")
 
-    assert rotated(path).read_text() == "a long first line\n"
+    assert earlier_part(path).read_text() == "a long first line\n"
     assert (path.read_text(), small.read_text()) == ("second\n", "short")
     assert search(path, "line", 5)[0] == [b"a long first line\n"]
 
@@ -111,7 +111,7 @@ def test_a_rotated_file_is_removed_with_its_log(tmp_path: Path) -> None:
         path = tmp_path / f"i-{nth}.log"
         path.write_text("x")
         os.utime(path, (nth, nth))
-        rotated(path).write_text("x")
+        earlier_part(path).write_text("x")
 
     remove_old(tmp_path, running={"i-4.log"})
 

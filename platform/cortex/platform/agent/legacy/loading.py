@@ -64,13 +64,13 @@ async def _until_ready(agent: Agent, request: Load) -> None:
         if isinstance(answer, Rejected):  # (1)
             raise _rejection(request.model_id, answer)
         while (instance := agent.instance(answer.instance)) and instance.is_coming:  # (2)
-            await agent.changed(LOOK_S)
+            await agent.wait_for_change(LOOK_S)
         if instance and instance.state is State.READY:  # (3)
             return
         failure = next((f for f in agent.record().failures if f.instance == answer.instance), None)
         if failure and not agent.record().of(request.model_id):  # (4)
             raise _start_failure(failure)
-        await agent.changed(LOOK_S)  # (5)
+        await agent.wait_for_change(LOOK_S)  # (5)
 
 
 def _function(agent: Agent, request: Load) -> Function:
@@ -83,7 +83,7 @@ def _function(agent: Agent, request: Load) -> Function:
         if devices and index not in devices:
             indexes = ", ".join(map(str, devices))
             raise RequestError(400, f"devices: there is no device {index} on this host, only {indexes}")
-    if declared := agent.scheduler.declared(request.model_id):
+    if declared := agent.scheduler.declaration(request.model_id):
         return declared
     for instance in agent.record().of(request.model_id):
         if running := agent.scheduler.function_of(instance.id):
@@ -130,7 +130,7 @@ async def unload(agent: Agent, model_id: str, within_s: float) -> None:
         for instance in remaining:
             if instance.state is State.READY or expired:  # ready again: its drain was taken back
                 raise _unload_failure(agent, instance)
-        await agent.changed(LOOK_S)
+        await agent.wait_for_change(LOOK_S)
 
 
 def _unload_failure(agent: Agent, instance: Instance) -> RequestError:

@@ -97,7 +97,7 @@ def routes(agent: Agent) -> list[HTTPRouteHandler]:
             return bool(follow) and agent.instance(follow) is not None
 
         def pause() -> Awaitable[object]:
-            return agent.changed(LOOK_S)
+            return agent.wait_for_change(LOOK_S)
 
         if not grep:
             start = await look(path, last_lines, path, lines)
@@ -179,7 +179,7 @@ def search(path: Path, text: str, lines: int) -> tuple[list[bytes], LineFilter, 
     """Return a run's last lines with a text, rotated file included; and the filter and offset to continue."""
     matches: deque[bytes] = deque(maxlen=lines)
     line_filter, offset, size = LineFilter(text), 0, 0
-    for part in (log_files.rotated(path), path):
+    for part in (log_files.earlier_part(path), path):
         offset = 0
         with contextlib.suppress(OSError), part.open("rb") as file:
             while chunk := file.read(CHUNK_BYTES):

@@ -69,8 +69,8 @@ def offer_routes(cache: Path, mb_s: int, looks: BlockingCalls, pace: Pace | None
     """Return the routes for what this host offers, at a `pace` of `mb_s`; with 0, they offer nothing."""
     pace, transfers = pace or Pace(mb_s * MIB), set[object]()
 
-    def offered() -> dict[str, Path]:
-        return weight_offers.offered(cache) | kernel_pack.packs(cache)
+    def shared() -> dict[str, Path]:
+        return weight_offers.shared_files(cache) | kernel_pack.packs(cache)
 
     @get("/offers", opt={"needs": NEIGHBOUR})
     async def offers() -> Offers:
@@ -82,7 +82,7 @@ def offer_routes(cache: Path, mb_s: int, looks: BlockingCalls, pace: Pace | None
     @get("/offers/{digest:str}", opt={"needs": NEIGHBOUR})
     async def offer(request: Http, digest: str) -> Response[Any]:
         """Send an offered file, or its end (`Range: bytes=N-`)."""
-        files = await looks.look(str(cache), "offered", offered) if mb_s else {}
+        files = await looks.look(str(cache), "offered", shared) if mb_s else {}
         if (path := files.get(digest)) is None:
             raise NotFoundException("this host offers no such file")
         if len(transfers) >= MOST_TRANSFERS:

@@ -26,7 +26,7 @@ def routes(agent: Agent) -> list[HTTPRouteHandler]:
 
     @get("/weights")
     async def weights() -> list[Stored]:
-        return await agent.stock.stored()
+        return await agent.stock.entries()
 
     @post("/weights/remove", status_code=200)
     async def remove(request: Http) -> Removed:

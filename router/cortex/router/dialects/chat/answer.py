@@ -25,7 +25,7 @@ def plain(body: bytes, answer_id: str, model: str) -> Plain:
         raise BadAnswer("the worker's answer holds no message")
     for choice in completion.choices:
         if chunks.ending(completion, choice) is None:
-            raise chunks.truncated()
+            raise chunks.truncation()
     repairs = chunks.replace_model(ChunkRepair(answer_id).whole(completion, body), completion.model, model)
     return Plain(repairs, chunks.tokens(completion.usage))
 

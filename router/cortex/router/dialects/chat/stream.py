@@ -28,7 +28,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     def plain(self, body: bytes) -> Plain:
         return plain(body, self.id, self.model)
 
-    def fitted(self, max_tokens: int | None, input_tokens: int | None) -> "Reply":
+    def with_limit(self, max_tokens: int | None, input_tokens: int | None) -> "Reply":
         return self
 
     def stream(self, request_id: str | None = None) -> "ChatStream":
@@ -94,7 +94,7 @@ class ChatStream(FrameStream):
                 self._ended.add(choice.index)
         output = chunks.replace_model(self._repair.piece(chunk, data), chunk.model, self._reply.model)
         out.append(encode_data(output))
-        if template := self._decoded(chunk, frame.data):
+        if template := self._learn(chunk, frame.data):
             self._around = around = template.around_in(output)
             if around is None:
                 self._template = None
@@ -111,7 +111,7 @@ class ChatStream(FrameStream):
 
     def _finish(self, out: list[bytes], *, is_complete: bool) -> None:
         if not (is_complete and self._ended):
-            raise chunks.truncated()
+            raise chunks.truncation()
         self.over = True
         out.append(encode_data(DONE))
 

@@ -253,11 +253,11 @@ def decode_whole(body: bytes) -> tuple[Chunk, Delta, Ending]:
         raise BadAnswer("the worker's answer holds no message")
     how = ending(completion, choice)
     if how is None:
-        raise truncated()
+        raise truncation()
     return completion, choice.message, how
 
 
-def truncated() -> BadAnswer:
+def truncation() -> BadAnswer:
     return BadAnswer("the worker's answer ended before it was complete")
 
 

@@ -183,7 +183,7 @@ def plain_grammar(text: str, at: str) -> None:
         if _PLAIN.fullmatch(word) is None:
             raise BadRequest(f"unexpected {word[:64]!r} in a grammar of GBNF", at)
     used = {"root"}
-    words = [*_inlined("root", rules, used, at)]
+    words = [*_inline("root", rules, used, at)]
     if unused := rules.keys() ^ used:
         raise BadRequest(f"the grammar's rule {min(unused)[:64]!r} is missing or not used by 'root'", at)
     _Repetitions(at).read(words)
@@ -196,7 +196,7 @@ _PLAIN = re.compile(r'".*"|\[.*\]|\{.+\}|[A-Za-z][A-Za-z0-9-]*|[()*+?|.]', re.DO
 _ALLOW = "; an operator can allow it for a function (allow = [...])"
 
 
-def _inlined(root: str, rules: dict[str, list[str]], used: set[str], at: str) -> Iterator[str]:
+def _inline(root: str, rules: dict[str, list[str]], used: set[str], at: str) -> Iterator[str]:
     """Yield the tokens of a rule, with each rule that it refers to in a group; add these to `used`. Raises BadRequest
     for recursion and too many tokens."""
     stack = [(root, iter(rules.get(root, ())))]

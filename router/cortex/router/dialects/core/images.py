@@ -150,7 +150,7 @@ _SIGNATURES = {
 """First bytes of image formats. WebP has its name at the eighth byte."""
 
 
-def recognized(data: str, at: str) -> ImagePart:
+def recognize(data: str, at: str) -> ImagePart:
     """Return an image part for base64 data without a media type, which its first bytes tell. Raises BadRequest."""
     if data[:5].lower() == "data:":
         return from_url(data, at)

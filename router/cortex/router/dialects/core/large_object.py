@@ -24,7 +24,7 @@ class LargeObject:
     def __init__(self, values: Values, more: bytes = b"") -> None:
         """`more` is JSON of further fields, which may repeat those of `values`: the last one applies."""
         self._values, self._more = values, more
-        self.pieces = tuple(_joined(self._all()))
+        self.pieces = tuple(_join_small(self._all()))
         """The object's bytes."""
         self._size = sum(map(len, self.pieces))
 
@@ -78,7 +78,7 @@ Body = bytes | LargeObject
 """A request's body to send."""
 
 
-def _joined(pieces: Iterator[Piece]) -> Iterator[Piece]:
+def _join_small(pieces: Iterator[Piece]) -> Iterator[Piece]:
     """Yield the pieces, with small ones joined."""
     small: list[Piece] = []
     for piece in pieces:

@@ -132,7 +132,7 @@ def _strip(raw: msgspec.Raw, name: str, levels: int) -> msgspec.Raw:
     if opening not in (b"{", b"[") or not has_nulls(view):
         return raw
     if not levels:
-        return msgspec.Raw(_encode(_stripped(msgspec.json.decode(raw), name)))
+        return msgspec.Raw(_encode(_strip_value(msgspec.json.decode(raw), name)))
     if opening == b"[":
         elements = msgspec.json.decode(raw, type=list[msgspec.Raw])
         return msgspec.Raw(_encode([_strip(element, "", levels - 1) for element in elements]))
@@ -150,12 +150,12 @@ def _strip(raw: msgspec.Raw, name: str, levels: int) -> msgspec.Raw:
     )
 
 
-def _stripped(value: Any, name: str) -> Any:
+def _strip_value(value: Any, name: str) -> Any:
     if isinstance(value, list):
-        return [_stripped(element, "") for element in value]
+        return [_strip_value(element, "") for element in value]
     if not isinstance(value, dict) or _is_data(name, value):
         return value
-    return {k: _stripped(v, k) for k, v in value.items() if v is not None or k == "content"}
+    return {k: _strip_value(v, k) for k, v in value.items() if v is not None or k == "content"}
 
 
 def _is_data(name: str, fields: dict[str, Any]) -> bool:

@@ -26,5 +26,5 @@ class SingleAnswer:
     def ending(self) -> Ending:
         """Return how the answer ended. Raises `BadAnswer` when the worker sent no finish reason."""
         if self._ending is None:
-            raise chunks.truncated()
+            raise chunks.truncation()
         return self._ending

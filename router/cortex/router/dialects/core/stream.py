@@ -77,7 +77,7 @@ class Stream(Protocol):
 class FrameStream(ABC):
     """The loop over a worker's frames, which every `Stream` has. A subclass says what one frame becomes.
 
-    A subclass that calls `_decoded` for each chunk is given the chunks that differ from it in their text only as
+    A subclass that calls `_learn` for each chunk is given the chunks that differ from it in their text only as
     `_relay_texts`, without a frame.
     """
 
@@ -147,7 +147,7 @@ class FrameStream(ABC):
         self.over, self.fault, self.feed_chunk = True, fault, None
         return self._encode_fault(fault)
 
-    def _decoded(self, chunk: Chunk, data: bytes) -> Template | None:
+    def _learn(self, chunk: Chunk, data: bytes) -> Template | None:
         """Take a chunk that was decoded as the template of those that follow, and return it. None: the chunk cannot be
         one, or too many before it never matched."""
         form, self._chunk_form = self._chunk_form, None
@@ -210,7 +210,7 @@ class TranslatedStream(FrameStream):
         elif not is_empty(frame.data):
             chunk = chunks.decode(frame.data)
             self._relay_chunk(chunk, out)
-            self._decoded(chunk, frame.data)
+            self._learn(chunk, frame.data)
 
     def _relay_texts(self, template: Template, texts: list[bytes], data: bytes, out: list[bytes]) -> None:
         for text in texts:

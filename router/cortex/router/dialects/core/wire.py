@@ -42,7 +42,7 @@ def parser(read: Callable[P, T]) -> Callable[P, T]:
     """Decorate a parser: RecursionError and OverflowError become BadRequest."""
 
     @functools.wraps(read)
-    def bounded(*args: P.args, **kwargs: P.kwargs) -> T:
+    def bound(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return read(*args, **kwargs)
         except RecursionError:
@@ -50,7 +50,7 @@ def parser(read: Callable[P, T]) -> Callable[P, T]:
         except OverflowError:
             raise BadRequest("the body holds a number that is out of range") from None
 
-    return bounded
+    return bound
 
 
 _decoders: dict[type, "msgspec.json.Decoder[Any]"] = {}

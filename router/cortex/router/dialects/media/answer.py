@@ -62,7 +62,7 @@ class Reply(msgspec.Struct, frozen=True):
         if answer.error:
             fault = fault_from_error(answer.error)
             raise BadAnswer(fault.message, fault)
-        return Plain(body, self._used(answer))
+        return Plain(body, self._tokens(answer))
 
     def stream(self, content_type: str) -> "MediaStream | None":
         """Return the stream for an answer of a content type; None for JSON."""
@@ -71,7 +71,7 @@ class Reply(msgspec.Struct, frozen=True):
             return None
         return MediaStream(self, _media_type(kind, content_type), Tokens(characters=self.characters))
 
-    def _used(self, answer: _Answer) -> Tokens:
+    def _tokens(self, answer: _Answer) -> Tokens:
         usage = answer.usage or _Usage()
         seconds = usage.seconds if usage.seconds is not None else _seconds(answer.duration)
         is_image = self.kind in ("images", "image_edits")
@@ -156,7 +156,7 @@ class MediaStream:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return
         if answer.usage is not None:
-            self.tokens = self._reply._used(answer)
+            self.tokens = self._reply._tokens(answer)
 
 
 def _media_type(kind: str, whole: str) -> bytes:

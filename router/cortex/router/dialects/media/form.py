@@ -111,7 +111,7 @@ class Form:
         """Return the beginning of the worker's form: its name of the model, and the text fields so far."""
         self._passing = passing
         self._dropped.clear()
-        fields = [b"".join(self._passed(text)) for text in self._texts]
+        fields = [b"".join(self._pass(text)) for text in self._texts]
         return b"".join((self._field("model", model.encode()), *fields))
 
     def feed(self, data: bytes) -> bytes:
@@ -167,9 +167,11 @@ class Form:
             yield self._part_head(full, _file_name(filename), segment.content_type)
             return
         if segment.filename is not None:
-            raise BadRequest(f"expected text, not a file; a file is sent as {_named(self._rules.files)}", _shown(name))
+            raise BadRequest(
+                f"expected text, not a file; a file is sent as {_file_names(self._rules.files)}", _show(name)
+            )
         if self._counts[name] > 1 and full == name:
-            raise BadRequest("appears twice", _shown(name))
+            raise BadRequest("appears twice", _show(name))
         self._text = []
 
     def _piece(self, data: bytes) -> Iterator[bytes]:
@@ -178,7 +180,7 @@ class Form:
             return
         self.text_size += len(data)
         if self.text_size > MAX_TEXTS:
-            raise BadRequest(f"the form's text fields have more than {MAX_TEXTS >> 10} KiB", _shown(self._name))
+            raise BadRequest(f"the form's text fields have more than {MAX_TEXTS >> 10} KiB", _show(self._name))
         self._text.append(data)
 
     def _end(self) -> Iterator[bytes]:
@@ -192,7 +194,7 @@ class Form:
         try:
             value = text.value.decode()
         except UnicodeDecodeError:
-            raise BadRequest("the text is not UTF-8", _shown(text.name)) from None
+            raise BadRequest("the text is not UTF-8", _show(text.name)) from None
         if text.name == "model":
             if not value:
                 raise BadRequest("expected a name", "model")
@@ -206,9 +208,9 @@ class Form:
         if self._passing is None:
             self._texts.append(text)
         else:
-            yield from self._passed(text)
+            yield from self._pass(text)
 
-    def _passed(self, text: _Text) -> Iterator[bytes]:
+    def _pass(self, text: _Text) -> Iterator[bytes]:
         """Yield a text field if it passes on."""
         assert self._passing is not None
         if text.name in self._passing.fields and _LIST.fullmatch(text.full):
@@ -244,12 +246,12 @@ def _utf8(text: str, at: str, what: str = "name") -> str:
         raise BadRequest(f"the {what} is not UTF-8", at) from None
 
 
-def _shown(name: str) -> str:
+def _show(name: str) -> str:
     """Return a client's name of a field, short and without control characters."""
     return "".join(c if c.isprintable() else "?" for c in name[:64])
 
 
-def _named(files: dict[str, int]) -> str:
+def _file_names(files: dict[str, int]) -> str:
     return " or ".join(f"`{name}`" for name in files)
 
 

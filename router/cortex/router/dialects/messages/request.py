@@ -92,7 +92,7 @@ class MessagesRequest(TranslatedRequest, frozen=True, kw_only=True):
 class Reply(msgspec.Struct, frozen=True):
     answer: Answer
 
-    def fitted(self, max_tokens: int | None, input_tokens: int | None) -> "Reply":
+    def with_limit(self, max_tokens: int | None, input_tokens: int | None) -> "Reply":
         """Return the reply to the request with the output limit that the worker gets."""
         return Reply(msgspec.structs.replace(self.answer, max_tokens=max_tokens, input_tokens=input_tokens))
 

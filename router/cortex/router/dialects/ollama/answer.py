@@ -146,7 +146,7 @@ def plain(answer: Answer, body: bytes) -> Plain:
         raise BadAnswer("the worker's answer holds no message")
     ending = chunks.ending(completion, choice)
     if ending is None:
-        raise chunks.truncated()
+        raise chunks.truncation()
     message = Message()
     calls: list[Call] = []
     for block in blocks_of(delta, answer.id):

@@ -71,7 +71,7 @@ class Reader:
     def _images(self, encoded: list[str] | None, at: str) -> list[ImagePart]:
         if encoded and not self._traits.vision:
             raise BadRequest("this model does not accept images", at)
-        return [images.recognized(data, f"{at}[{index}]") for index, data in enumerate(encoded or ())]
+        return [images.recognize(data, f"{at}[{index}]") for index, data in enumerate(encoded or ())]
 
     def _assistant(self, message: _Message) -> None:
         self._builder.thinking(message.thinking or "")

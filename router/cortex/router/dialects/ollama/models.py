@@ -87,7 +87,7 @@ class Shown(msgspec.Struct):
     template: str = ""
 
 
-def listed(card: Card) -> Listed:
+def list_entry(card: Card) -> Listed:
     return Listed(card.name, card.name, instant(card.created), _digest(card), card.details)
 
 
@@ -106,7 +106,7 @@ def running(card: Card, *, memory_mb: int, on_devices: bool, ends_at: float | No
     )
 
 
-def shown(card: Card) -> Shown:
+def show_answer(card: Card) -> Shown:
     info: dict[str, Any] = {"general.architecture": _ARCHITECTURE, "general.basename": card.name}
     if card.context:
         info[f"{_ARCHITECTURE}.context_length"] = card.context
@@ -143,6 +143,6 @@ def pulling(card: Card, completed: int, total: int) -> Progress:
     return Progress(f"pulling {digest[:12]}", f"sha256:{digest}", total, min(completed, total))
 
 
-def untagged(name: str) -> str:
+def without_tag(name: str) -> str:
     """Return a name without the tag that Ollama's clients add to names without one."""
     return name.removesuffix(":latest")

@@ -105,11 +105,11 @@ class RawRequest(msgspec.Struct, frozen=True, kw_only=True):
 class Reply(msgspec.Struct, frozen=True):
     answer: Answer
 
-    def timed(self, clock: Callable[[], float]) -> "Reply":
+    def with_clock(self, clock: Callable[[], float]) -> "Reply":
         """Return the reply with a clock for its times, which starts now."""
         return Reply(msgspec.structs.replace(self.answer, clock=clock, began=clock()))
 
-    def fitted(self, max_tokens: int | None, input_tokens: int | None) -> "Reply":
+    def with_limit(self, max_tokens: int | None, input_tokens: int | None) -> "Reply":
         """Return the reply to the request with the tokens of its prompt."""
         return Reply(msgspec.structs.replace(self.answer, input_tokens=input_tokens))
 

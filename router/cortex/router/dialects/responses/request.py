@@ -94,11 +94,11 @@ class ResponsesRequest(TranslatedRequest, frozen=True, kw_only=True):
 class Reply(msgspec.Struct, frozen=True):
     answer: Answer
 
-    def timed(self, clock: Callable[[], float]) -> "Reply":
+    def with_clock(self, clock: Callable[[], float]) -> "Reply":
         """Return the reply with a clock for `completed_at`."""
         return Reply(msgspec.structs.replace(self.answer, clock=clock))
 
-    def stored(self, state: State) -> "Reply":
+    def with_state(self, state: State) -> "Reply":
         """Return the reply to a request whose answer is stored."""
         echo = msgspec.structs.replace(
             self.answer.echo,
@@ -109,7 +109,7 @@ class Reply(msgspec.Struct, frozen=True):
         )
         return Reply(msgspec.structs.replace(self.answer, echo=echo))
 
-    def fitted(self, max_tokens: int | None, input_tokens: int | None) -> "Reply":
+    def with_limit(self, max_tokens: int | None, input_tokens: int | None) -> "Reply":
         """Return the reply to the request with the tokens of its prompt."""
         return Reply(msgspec.structs.replace(self.answer, input_tokens=input_tokens))
 

@@ -137,7 +137,7 @@ def references(context: Items, own: Items) -> list[str]:
     return [*dict.fromkeys(f"resp_{match[1]}" for id in ids if (match := _ITEM.fullmatch(id)))]
 
 
-def joined(context: Items, own: Items, stored: Items) -> Items:
+def join_items(context: Items, own: Items, stored: Items) -> Items:
     """Return the items that the model reads: those that a request continues, then its own. A reference to a stored item
     becomes that item. Raises BadRequest for another one."""
     known = {item.get("id"): item for item in stored}
@@ -176,7 +176,7 @@ def status_of(response: bytes | msgspec.Raw) -> str:
     return msgspec.json.decode(response, type=_Status).status
 
 
-def ended(response: bytes | msgspec.Raw, status: str, error: str = "") -> bytes:
+def with_status(response: bytes | msgspec.Raw, status: str, error: str = "") -> bytes:
     """Return a response with a status that its worker did not send."""
     fields = msgspec.json.decode(response, type=dict[str, Any])
     fields["status"] = status
