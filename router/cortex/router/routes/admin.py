@@ -5,7 +5,7 @@ from typing import Annotated, TypeVar
 
 from litestar import get, post
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import QueryParameter
+from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import Stream
 
 from cortex.platform.registry import RecordUnavailable
@@ -54,7 +54,7 @@ def routes(
         return long_lists.answer("functions", function_views(snapshot, Index(snapshot)))
 
     @get("/admin/functions/{name:path}", opt={"needs": "status"})
-    async def function(name: str) -> api.FunctionView:
+    async def function(name: FromPath[str]) -> api.FunctionView:
         """Return one function, by id or alias."""
         snapshot = await sources.functions()
         index = Index(snapshot)
@@ -62,10 +62,10 @@ def routes(
 
     @post("/admin/functions/{name:path}", status_code=200, opt={"needs": "admin", "actions": FUNCTION_ACTIONS})
     async def act(
-        name: str,
-        now: bool = False,
-        park: bool = False,
-        plan: bool = False,
+        name: FromPath[str],
+        now: FromQuery[bool] = False,
+        park: FromQuery[bool] = False,
+        plan: FromQuery[bool] = False,
         least: Annotated[int | None, QueryParameter(name="min", ge=0, le=1000)] = None,
         most: Annotated[int | None, QueryParameter(name="max", ge=1, le=1000)] = None,
     ) -> api.WarmAnswer | api.CoolAnswer | api.FunctionSettings | api.ForgetAnswer | Plan:
@@ -106,7 +106,9 @@ def routes(
         return long_lists.answer("hosts", reporting_hosts(snapshot, index), others)
 
     @post("/admin/hosts/{host:str}/{verb:str}", status_code=200, opt={"needs": "admin", "actions": HOST_ACTIONS})
-    async def act_on_host(host: str, verb: str, plan: bool = False) -> api.CordonAnswer | api.DrainAnswer | Plan:
+    async def act_on_host(
+        host: FromPath[str], verb: FromPath[str], plan: FromQuery[bool] = False
+    ) -> api.CordonAnswer | api.DrainAnswer | Plan:
         """Act on a host. With `plan=1`, only return the plan."""
         if plan:
             return await planner.on_host(verb, host)

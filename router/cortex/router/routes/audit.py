@@ -4,7 +4,7 @@ from typing import Annotated
 
 from litestar import get
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import QueryParameter
+from litestar.params import FromQuery, QueryParameter
 
 from cortex.platform.audit_trail import MOST_ENTRIES, AuditTrail
 from cortex.platform.registry import RecordUnavailable
@@ -18,8 +18,8 @@ def routes(trail: AuditTrail) -> list[HTTPRouteHandler]:
     @get("/admin/audit", opt={"needs": "admin"})
     async def audit(
         since: Annotated[float, QueryParameter(ge=0)] = 0.0,
-        by: str = "",
-        what: str = "",
+        by: FromQuery[str] = "",
+        what: FromQuery[str] = "",
         limit: Annotated[int, QueryParameter(ge=1, le=MOST_ENTRIES)] = 100,
     ) -> AuditAnswer:
         """List what operators did, newest first: from a Unix time on, by a key's id or name, of an action

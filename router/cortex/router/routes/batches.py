@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from litestar import Request, get, post
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, Parameter
 from msgspec import Meta, Struct
 
 from cortex.platform.api_keys import Principal
@@ -65,33 +65,33 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
         return openai_batch(batch)
 
     @get("/v1/batches", opt={"needs": "inference"})
-    async def ls(request: Http, limit: Limit = 20, after: str = "") -> dict[str, Any]:
+    async def ls(request: Http, limit: Limit = 20, after: FromQuery[str] = "") -> dict[str, Any]:
         """List the caller's batches, the newest first."""
         batches = await calls.call(lambda: [openai_batch(b) for b in folder.batches(caller(request).id)])
         return page(batches, after, limit)
 
     @get("/v1/batches/{id:str}", opt={"needs": "inference"})
-    async def show(request: Http, id: str) -> dict[str, Any]:
+    async def show(request: Http, id: FromPath[str]) -> dict[str, Any]:
         """Return one batch."""
         return openai_batch(await own(request, id))
 
     @post("/v1/batches/{id:str}/cancel", status_code=200, opt={"needs": "inference"})
-    async def cancel(request: Http, id: str) -> dict[str, Any]:
+    async def cancel(request: Http, id: FromPath[str]) -> dict[str, Any]:
         """Cancel a batch. Lines with results keep them."""
         return openai_batch(await request_cancel(folder, calls, await own(request, id)))
 
     @get("/admin/batches", opt={"needs": "status"})
-    async def every(limit: MoreLimit = 100, after: str = "") -> BatchesAnswer:
+    async def every(limit: MoreLimit = 100, after: FromQuery[str] = "") -> BatchesAnswer:
         """List the batches of all keys, the newest first, or the next ones after the batch with the id `after`."""
         return BatchesAnswer(await calls.call(folder.newest, limit, after))
 
     @get("/admin/batches/{id:str}", opt={"needs": "status"})
-    async def of_any_key(id: str) -> BatchesAnswer:
+    async def of_any_key(id: FromPath[str]) -> BatchesAnswer:
         """Return one batch of any key."""
         return BatchesAnswer((await batch_by_id(id),))
 
     @post("/admin/batches/{id:str}/cancel", status_code=200, opt={"needs": "admin"})
-    async def stop(id: str) -> BatchesAnswer:
+    async def stop(id: FromPath[str]) -> BatchesAnswer:
         """Cancel a batch of any key."""
         return BatchesAnswer((await request_cancel(folder, calls, await batch_by_id(id)),))
 

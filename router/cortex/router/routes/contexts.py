@@ -4,6 +4,7 @@ from typing import Any
 
 from litestar import Request, get, post
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromQuery
 
 from cortex.platform.agent_messages import RemoveContexts
 from cortex.router import context_types as api
@@ -21,7 +22,7 @@ def routes(catalogue: LiveCatalogue, view: FleetView, agents: Agents) -> list[HT
     """Return the routes."""
 
     @get("/admin/contexts", opt={"needs": "status"})
-    async def contexts(host: str = "", function: str = "") -> api.ContextsAnswer:
+    async def contexts(host: FromQuery[str] = "", function: FromQuery[str] = "") -> api.ContextsAnswer:
         """List the saved conversations of every host, or of one, or of one function."""
         hosts = hosts_of(view, host)
         function = catalogue.catalogue.aliases.get(function, function)

@@ -12,7 +12,7 @@ import httpx
 import msgspec
 from litestar import get
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import QueryParameter
+from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import Stream
 
 from cortex.functions.names import nearest
@@ -37,11 +37,11 @@ def routes(registry: Registry, view: FleetView, catalogue: LiveCatalogue, agents
 
     @get("/admin/decisions", opt={"needs": "status"})
     async def decisions(
-        function: str = "",
+        function: FromQuery[str] = "",
         request_id: Annotated[str, QueryParameter(name="request")] = "",
-        host: str = "",
-        instance: str = "",
-        what: str = "",
+        host: FromQuery[str] = "",
+        instance: FromQuery[str] = "",
+        what: FromQuery[str] = "",
         limit: Annotated[int, QueryParameter(ge=1, le=MOST_DECISIONS)] = 100,
     ) -> DecisionsAnswer:
         """List decisions, newest first."""
@@ -56,7 +56,7 @@ def routes(registry: Registry, view: FleetView, catalogue: LiveCatalogue, agents
         return DecisionsAnswer(decisions=tuple(entries))
 
     @get("/admin/events", opt={"needs": "status"})
-    async def events(function: str = "") -> Stream:
+    async def events(function: FromQuery[str] = "") -> Stream:
         """Stream server-sent events: `decision` (an entry) and `changed` (the fleet view has changed)."""
         if len(listening) >= LISTENERS:
             raise TooManyListeners(f"this worker already serves {LISTENERS} event streams", retry_after=5)
@@ -74,7 +74,7 @@ def routes(registry: Registry, view: FleetView, catalogue: LiveCatalogue, agents
         return Stream(stream(), media_type="text/event-stream; charset=utf-8", headers=headers)
 
     @get("/admin/hosts/{host:str}/events", opt={"needs": "admin"})
-    async def host_events(host: str) -> Stream:
+    async def host_events(host: FromPath[str]) -> Stream:
         """Return the last events of a host's scheduler as JSON lines, with the state they began from."""
         fleet = view.fleet
         record = fleet.record(host)

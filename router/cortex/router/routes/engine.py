@@ -9,6 +9,7 @@ from typing import Any
 from litestar import Request, Response, get
 from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath, FromQuery
 
 from cortex.router.access.auth import caller
 from cortex.router.activation.load_balancing import choose
@@ -48,17 +49,17 @@ def routes(catalogue: LiveCatalogue, view: FleetView, upstream: Upstream) -> lis
         return Response(engine.visible_part(path, body, name), media_type="application/json", headers=headers)
 
     @get("/props", opt={"needs": "inference"})
-    async def props(request: Http, model: str = "") -> Response[bytes]:
+    async def props(request: Http, model: FromQuery[str] = "") -> Response[bytes]:
         """Describe a running worker: its context, template and defaults."""
         return await state(request, "/props", model)
 
     @get("/slots", opt={"needs": "inference"})
-    async def slots(request: Http, model: str = "") -> Response[bytes]:
+    async def slots(request: Http, model: FromQuery[str] = "") -> Response[bytes]:
         """List a running worker's slots, and which of them are busy."""
         return await state(request, "/slots", model)
 
     @get("/upstream/{rest:path}", opt={"needs": "inference"})
-    async def upstream_(request: Http, rest: str) -> Response[bytes]:
+    async def upstream_(request: Http, rest: FromPath[str]) -> Response[bytes]:
         """Describe a worker, or list its slots, for the function that the path names."""
         below = engine.below(engine.UPSTREAM + rest.lstrip("/"))
         if below is None or below[1] not in engine.STATES:

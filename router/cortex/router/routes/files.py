@@ -8,7 +8,7 @@ from typing import Annotated, Any, BinaryIO
 
 from litestar import Request, delete, get, post
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, Parameter
 from litestar.response import Stream
 
 from cortex.platform.settings import Gateway
@@ -64,7 +64,11 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
 
     @get("/v1/files", opt={"needs": "inference"})
     async def ls(
-        request: Http, purpose: str = "", limit: Limit = 10_000, after: str = "", order: str = "desc"
+        request: Http,
+        purpose: FromQuery[str] = "",
+        limit: Limit = 10_000,
+        after: FromQuery[str] = "",
+        order: FromQuery[str] = "desc",
     ) -> dict[str, Any]:
         """List the caller's files."""
         files = await calls.call(lambda: list(folder.files(caller(request).id)))
@@ -72,18 +76,18 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
         return page([openai_file(f) for f in (reversed(chosen) if order == "asc" else chosen)], after, limit)
 
     @get("/v1/files/{id:str}", opt={"needs": "inference"})
-    async def show(request: Http, id: str) -> dict[str, Any]:
+    async def show(request: Http, id: FromPath[str]) -> dict[str, Any]:
         """Return one file."""
         return openai_file(await stored_file(request, id))
 
     @get("/v1/files/{id:str}/content", opt={"needs": "inference"})
-    async def content(request: Http, id: str) -> Stream:
+    async def content(request: Http, id: FromPath[str]) -> Stream:
         """Return a file's content."""
         file = await stored_file(request, id)
         return await content_of(folder.content(file.key, file.id), calls, "application/octet-stream")
 
     @delete("/v1/files/{id:str}", status_code=200, opt={"needs": "inference"})
-    async def remove(request: Http, id: str) -> dict[str, Any]:
+    async def remove(request: Http, id: FromPath[str]) -> dict[str, Any]:
         """Delete a file. A batch that reads it continues."""
         file = await stored_file(request, id)
         await calls.call(folder.remove_file, file.key, file.id)

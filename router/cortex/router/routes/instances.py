@@ -7,7 +7,7 @@ from typing import Annotated
 
 from litestar import MediaType, get
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import QueryParameter
+from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import Stream
 
 from cortex.router.api_types import InstancesAnswer
@@ -32,7 +32,11 @@ def routes(sources: Sources, worker_logs: WorkerLogs) -> list[HTTPRouteHandler]:
 
     @get("/admin/instances/{instance:str}/logs", opt={"needs": "admin"})
     async def instance_logs(
-        instance: str, lines: Lines = 200, follow: bool = False, run: Run = "current", grep: Grep = ""
+        instance: FromPath[str],
+        lines: Lines = 200,
+        follow: FromQuery[bool] = False,
+        run: FromQuery[Run] = "current",
+        grep: Grep = "",
     ) -> Stream:
         """Return a worker's log, or its lines that contain `grep`; `follow` streams until the worker exits."""
         query = LogQuery(lines=lines, follow=follow, run=run, grep=grep)
@@ -40,11 +44,11 @@ def routes(sources: Sources, worker_logs: WorkerLogs) -> list[HTTPRouteHandler]:
 
     @get("/admin/logs", opt={"needs": "admin"})
     async def function_logs(
-        function: str,
-        host: str = "",
+        function: FromQuery[str],
+        host: FromQuery[str] = "",
         lines: Lines = 200,
-        follow: bool = False,
-        run: Run = "current",
+        follow: FromQuery[bool] = False,
+        run: FromQuery[Run] = "current",
         grep: Grep = "",
     ) -> Stream:
         """Return the log of a function's newest worker, including one that has exited."""

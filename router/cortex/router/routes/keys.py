@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 from litestar import Request, get, post
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath
 
 from cortex.platform.api_keys import ApiKey
 from cortex.platform.budget import Spent
@@ -34,7 +35,7 @@ def routes(registry: Registry, ring: KeyRing) -> list[HTTPRouteHandler]:
         return await answer(await _from_record(keys.all()))
 
     @get("/admin/keys/{name:str}", opt={"needs": "status"})
-    async def show(name: str) -> api.KeysAnswer:
+    async def show(name: FromPath[str]) -> api.KeysAnswer:
         """Return one key and those it replaced."""
         return await answer(await _from_record(keys.keys_of(name)))
 
@@ -46,14 +47,14 @@ def routes(registry: Registry, ring: KeyRing) -> list[HTTPRouteHandler]:
         return with_secret(key, secret)
 
     @post("/admin/keys/{name:str}", status_code=200, opt={"needs": "admin", "body": api.KeyChange})
-    async def change(name: str, request: Http) -> api.KeysAnswer:
+    async def change(name: FromPath[str], request: Http) -> api.KeysAnswer:
         """Change a key's name, group or budget. Its id and its usage stay."""
         changed = await _from_record(keys.change(name, read(await request.body(), api.KeyChange)))
         await _from_record(ring.refresh())
         return await answer(changed)
 
     @post("/admin/keys/{name:str}/rotate", status_code=200, opt={"needs": "admin", "body": api.KeyOverlap})
-    async def rotate(name: str, request: Http) -> api.KeySecret:
+    async def rotate(name: FromPath[str], request: Http) -> api.KeySecret:
         """Replace a key."""
         overlap = read(await request.body() or b"{}", api.KeyOverlap)
         secret, key = await _from_record(keys.rotate(name, overlap.overlap_s))
@@ -61,7 +62,7 @@ def routes(registry: Registry, ring: KeyRing) -> list[HTTPRouteHandler]:
         return with_secret(key, secret)
 
     @post("/admin/keys/{name:str}/revoke", status_code=200, opt={"needs": "admin"})
-    async def revoke(name: str) -> api.RevokeAnswer:
+    async def revoke(name: FromPath[str]) -> api.RevokeAnswer:
         """Delete a key, with immediate effect."""
         revoked = await _from_record(keys.revoke(name))
         await _from_record(ring.refresh())

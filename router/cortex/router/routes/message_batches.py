@@ -6,7 +6,7 @@ from typing import Annotated, Any, BinaryIO
 import msgspec
 from litestar import Request, delete, get, post
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, Parameter
 from litestar.response import Stream
 from msgspec import Meta, Raw, Struct
 
@@ -67,7 +67,9 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
         return view_of(request, batch)
 
     @get("/v1/messages/batches", opt={"needs": "inference"})
-    async def ls(request: Http, limit: Limit = 20, after_id: str = "", before_id: str = "") -> dict[str, Any]:
+    async def ls(
+        request: Http, limit: Limit = 20, after_id: FromQuery[str] = "", before_id: FromQuery[str] = ""
+    ) -> dict[str, Any]:
         """List the caller's batches, the newest first."""
         every = await calls.call(lambda: list(folder.batches(caller(request).id)))
         batches = [b for b in every if b.form is Form.ANTHROPIC]
@@ -85,12 +87,12 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
         }
 
     @get("/v1/messages/batches/{id:str}", opt={"needs": "inference"})
-    async def show(request: Http, id: str) -> dict[str, Any]:
+    async def show(request: Http, id: FromPath[str]) -> dict[str, Any]:
         """Return one batch."""
         return view_of(request, await own(request, id))
 
     @get("/v1/messages/batches/{id:str}/results", opt={"needs": "inference"})
-    async def results(request: Http, id: str) -> Stream:
+    async def results(request: Http, id: FromPath[str]) -> Stream:
         """Return the results of a batch that has ended, one JSON object a line."""
         batch = await own(request, id)
         if not batch.ended:
@@ -98,12 +100,12 @@ def routes(folder: Folder, calls: FolderCalls, gateway: Gateway) -> list[HTTPRou
         return await content_of(folder.content(batch.key, batch.output_file), calls, "application/x-jsonl")
 
     @post("/v1/messages/batches/{id:str}/cancel", status_code=200, opt={"needs": "inference"})
-    async def cancel(request: Http, id: str) -> dict[str, Any]:
+    async def cancel(request: Http, id: FromPath[str]) -> dict[str, Any]:
         """Cancel a batch. Requests with results keep them."""
         return view_of(request, await request_cancel(folder, calls, await own(request, id)))
 
     @delete("/v1/messages/batches/{id:str}", status_code=200, opt={"needs": "inference"})
-    async def remove(request: Http, id: str) -> dict[str, Any]:
+    async def remove(request: Http, id: FromPath[str]) -> dict[str, Any]:
         """Delete a batch that has ended, with its results."""
         batch = await own(request, id)
         if batch.status.is_open:

@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 from litestar import Request, Response, get
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 from msgspec import Raw
 
@@ -30,7 +31,10 @@ def routes(catalogue: LiveCatalogue, view: FleetView, created: int) -> list[HTTP
 
     @get("/v1/models", opt={"needs": "inference"})
     async def models(
-        request: Http, limit: str | None = None, after_id: str | None = None, before_id: str | None = None
+        request: Http,
+        limit: FromQuery[str | None] = None,
+        after_id: FromQuery[str | None] = None,
+        before_id: FromQuery[str | None] = None,
     ) -> Response[bytes] | Stream:
         """List every function and alias that the caller may use, warm or cold, in the caller's dialect."""
         targets = catalogue.visible(caller(request))
@@ -43,7 +47,7 @@ def routes(catalogue: LiveCatalogue, view: FleetView, created: int) -> list[HTTP
         return long_lists.answer("data", entries, {"object": "list"}, _ids(request))
 
     @get("/v1/models/{model_id:path}", opt={"needs": "inference"})
-    async def model(request: Http, model_id: str) -> Response[bytes]:
+    async def model(request: Http, model_id: FromPath[str]) -> Response[bytes]:
         """Describe one function or alias. Ids with a slash may be sent as `%2F`."""
         name = model_id.lstrip("/")
         target = catalogue.resolve_for(name, caller(request))

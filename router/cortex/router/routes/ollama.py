@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from litestar import Request, delete, get, post
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath
 from litestar.response import Stream
 
 from cortex.functions.capabilities import ModelProfile
@@ -223,7 +224,7 @@ def routes(describes: Models) -> list[HTTPRouteHandler]:
         raise _refusal("delete")
 
     @post("/api/blobs/{digest:str}", opt={"needs": "inference"}, status_code=200)
-    async def blobs(digest: str) -> None:
+    async def blobs(digest: FromPath[str]) -> None:
         """Refuse a file."""
         raise _refusal("blobs")
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from litestar import get, post
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import QueryParameter
+from litestar.params import FromPath, FromQuery, QueryParameter
 
 from cortex.router.api_types import CancelAnswer, RequestsAnswer, TrafficAnswer
 from cortex.router.decision_log import DecisionLog
@@ -22,14 +22,14 @@ def routes(catalogue: LiveCatalogue, peers: Peers, decision_log: DecisionLog) ->
     """Return the routes about requests."""
 
     @get("/admin/requests", opt={"needs": "status"})
-    async def requests(function: str = "") -> RequestsAnswer:
+    async def requests(function: FromQuery[str] = "") -> RequestsAnswer:
         """List the live requests of all router workers, oldest first."""
         id = catalogue.resolve(function).function.id if function else ""
         summaries = [t for t in await peers.requests() if not id or t.function == id]
         return RequestsAnswer(requests=tuple(summaries))
 
     @get("/admin/requests/{id:str}", opt={"needs": "status"})
-    async def request_(id: str, key: Key = None) -> RequestsAnswer:
+    async def request_(id: FromPath[str], key: Key = None) -> RequestsAnswer:
         """Return the live and recent requests with an id. Clients choose ids, so several keys (`who`) may use the same
         one; `key` selects one key's."""
         summaries = [t for t in await peers.find(id) if key is None or t.who == key]
@@ -38,7 +38,7 @@ def routes(catalogue: LiveCatalogue, peers: Peers, decision_log: DecisionLog) ->
         return RequestsAnswer(requests=tuple(summaries))
 
     @post("/admin/requests/{id:str}/cancel", status_code=200, opt={"needs": "admin"})
-    async def cancel(id: str, key: Key = None) -> CancelAnswer:
+    async def cancel(id: FromPath[str], key: Key = None) -> CancelAnswer:
         """Cancel a request on any router worker; its client receives an error, and the worker stops. If requests of
         several keys have the id, `key` is required."""
         if key is None:

@@ -10,6 +10,7 @@ import msgspec
 from litestar import Request, Response, delete, get, post
 from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath, FromQuery
 from msgspec import Struct
 
 from cortex.platform.response_cipher import ResponseCipher
@@ -49,7 +50,7 @@ def routes(responses: StoredResponses) -> list[HTTPRouteHandler]:
         return responses.cipher(request.scope["headers"], caller(request))
 
     @get("/v1/responses/{id:str}", opt={"needs": "inference"})
-    async def read(request: Http, id: str, stream: bool = False) -> Response[bytes]:
+    async def read(request: Http, id: FromPath[str], stream: FromQuery[bool] = False) -> Response[bytes]:
         """Return a stored response, with its status if it runs in the background."""
         if stream:
             raise BadRequest("a stored response is not streamed again: ask for it without", "stream", Kind.UNSUPPORTED)
@@ -57,18 +58,22 @@ def routes(responses: StoredResponses) -> list[HTTPRouteHandler]:
 
     @get("/v1/responses/{id:str}/input_items", opt={"needs": "inference"})
     async def input_items(
-        request: Http, id: str, limit: int = PAGE, order: str = "desc", after: str = ""
+        request: Http,
+        id: FromPath[str],
+        limit: FromQuery[int] = PAGE,
+        order: FromQuery[str] = "desc",
+        after: FromQuery[str] = "",
     ) -> Response[bytes]:
         """List the items that the model of a stored response has read."""
         return _json(stored.page(await responses.items(cipher(request), id), limit, order, after))
 
     @post("/v1/responses/{id:str}/cancel", opt={"needs": "inference"}, status_code=200)
-    async def cancel(request: Http, id: str) -> Response[bytes]:
+    async def cancel(request: Http, id: FromPath[str]) -> Response[bytes]:
         """Cancel a response in the background."""
         return _json(bytes((await responses.cancel(cipher(request), id)).response))
 
     @delete("/v1/responses/{id:str}", opt={"needs": "inference"}, status_code=200)
-    async def remove(request: Http, id: str) -> Response[bytes]:
+    async def remove(request: Http, id: FromPath[str]) -> Response[bytes]:
         """Delete a stored response. One in the background is cancelled."""
         await responses.delete(cipher(request), id, "resp")
         return _json({"id": id, "object": "response", "deleted": True})
@@ -101,17 +106,23 @@ def routes(responses: StoredResponses) -> list[HTTPRouteHandler]:
         return _json(head)
 
     @get("/v1/conversations/{id:str}", opt={"needs": "inference"})
-    async def conversation(request: Http, id: str) -> Response[bytes]:
+    async def conversation(request: Http, id: FromPath[str]) -> Response[bytes]:
         """Return a conversation."""
         return _json((await responses.conversation(cipher(request), id))[0])
 
     @get("/v1/conversations/{id:str}/items", opt={"needs": "inference"})
-    async def items(request: Http, id: str, limit: int = PAGE, order: str = "desc", after: str = "") -> Response[bytes]:
+    async def items(
+        request: Http,
+        id: FromPath[str],
+        limit: FromQuery[int] = PAGE,
+        order: FromQuery[str] = "desc",
+        after: FromQuery[str] = "",
+    ) -> Response[bytes]:
         """List the items of a conversation."""
         return _json(stored.page(await responses.turns(cipher(request), id), limit, order, after))
 
     @delete("/v1/conversations/{id:str}", opt={"needs": "inference"}, status_code=200)
-    async def end(request: Http, id: str) -> Response[bytes]:
+    async def end(request: Http, id: FromPath[str]) -> Response[bytes]:
         """Delete a conversation."""
         await responses.delete(cipher(request), id, "conv")
         return _json({"id": id, "object": "conversation.deleted", "deleted": True})

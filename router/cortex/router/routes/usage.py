@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 
 from litestar import Request, get, post
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import QueryParameter
+from litestar.params import FromQuery, QueryParameter
 from msgspec.structs import asdict
 
 from cortex.platform.registry import RecordUnavailable
@@ -45,19 +45,23 @@ def routes(record: UsageRecord, current_names: Callable[[], Mapping[str, str]]) 
         )
 
     @get("/admin/usage", opt={"needs": "status"})
-    async def usage(by: By = "key", since: Time = 0.0, until: Time = 0.0, key: str = "") -> UsageAnswer:
+    async def usage(
+        by: FromQuery[By] = "key", since: Time = 0.0, until: Time = 0.0, key: FromQuery[str] = ""
+    ) -> UsageAnswer:
         """Return what requests used between two Unix times (the last 30 days, if none are given), in groups by `key`,
         `function`, `host`, `day` or `hour`; of one key, by its id, or of all. Hours and days are UTC; hours exist
         for a month, days for 400."""
         return await answer(by, since, until, key)
 
     @get("/v1/usage", opt={"needs": "inference"})
-    async def own(request: Request[Any, Any, Any], by: By = "day", since: Time = 0.0, until: Time = 0.0) -> UsageAnswer:
+    async def own(
+        request: Request[Any, Any, Any], by: FromQuery[By] = "day", since: Time = 0.0, until: Time = 0.0
+    ) -> UsageAnswer:
         """Return what the caller's key used, like `/admin/usage`."""
         return await answer("day" if by == "host" else by, since, until, caller(request).id)
 
     @post("/admin/usage/forget", status_code=200, opt={"needs": "admin"})
-    async def forget(key: str) -> ForgetUsageAnswer:
+    async def forget(key: FromQuery[str]) -> ForgetUsageAnswer:
         """Delete the usage of a key, by its id. What was counted as `other` stays."""
         names = await key_names()
         ids = [id for id, name in names.items() if key in (id, name)] or [key]

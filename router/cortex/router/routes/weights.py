@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from litestar import Request, get, post
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath, FromQuery
 from msgspec.structs import asdict
 
 from cortex.functions.names import nearest
@@ -37,7 +38,7 @@ def routes(catalogue: LiveCatalogue, view: FleetView, agents: Agents) -> list[HT
     """Return the routes."""
 
     @get("/admin/weights", opt={"needs": "status"})
-    async def weights(host: str = "") -> api.WeightsAnswer:
+    async def weights(host: FromQuery[str] = "") -> api.WeightsAnswer:
         """List the weights of every host, or of one."""
         hosts = hosts_of(view, host)
         answers, away = await ask_all(hosts, lambda h: agents.list_weights(h))
@@ -78,7 +79,7 @@ def routes(catalogue: LiveCatalogue, view: FleetView, agents: Agents) -> list[HT
         return api.FetchAnswer(host=chosen.name, job=job, function=function.id)
 
     @get("/admin/weights/estimate", opt={"needs": "status"})
-    async def estimate(function: str, host: str = "") -> api.EstimateAnswer:
+    async def estimate(function: FromQuery[str], host: FromQuery[str] = "") -> api.EstimateAnswer:
         """Estimate the memory of a function's instance, also without local weights."""
         spec = catalogue.resolve(function).base
         chosen = _best(view, spec, host)
@@ -86,14 +87,14 @@ def routes(catalogue: LiveCatalogue, view: FleetView, agents: Agents) -> list[HT
         return api.EstimateAnswer(**asdict(result), host=chosen.name)
 
     @get("/admin/jobs", opt={"needs": "status"})
-    async def jobs(host: str = "") -> api.JobsAnswer:
+    async def jobs(host: FromQuery[str] = "") -> api.JobsAnswer:
         """List the running and recent downloads."""
         answers, away = await ask_all(hosts_of(view, host), lambda h: agents.jobs(h))
         downloads = [d for h, fetches in answers.items() for d in download_views(h, fetches, time.time())]
         return api.JobsAnswer(jobs=tuple(downloads), away=away)
 
     @post("/admin/jobs/{job:str}/cancel", opt={"needs": "admin"}, status_code=200)
-    async def cancel(job: str) -> api.CancelJobAnswer:
+    async def cancel(job: FromPath[str]) -> api.CancelJobAnswer:
         """Cancel a download for all its waiters. The part that was fetched stays."""
         hosts = hosts_of(view, "")
         answers, _ = await ask_all(hosts, lambda h: agents.jobs(h))

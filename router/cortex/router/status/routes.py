@@ -7,6 +7,7 @@ from typing import Any
 
 from litestar import Request, Response, get
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath, FromQuery
 from litestar.response import Redirect, Stream
 
 from cortex.functions.names import nearest
@@ -56,7 +57,7 @@ def routes(
         return Response(packed, media_type="text/html", headers=headers)
 
     @get("/status/usage", exception_handlers={NoKey: _to_login, NotAllowed: _to_login}, **READ)
-    async def show_usage(request: Http, by: Group = "key", span: Span = "week") -> Response[Any]:
+    async def show_usage(request: Http, by: FromQuery[Group] = "key", span: FromQuery[Span] = "week") -> Response[Any]:
         """Show what requests used. A thread renders it, because a year has many rows."""
         if login.ends_in_slash(request):
             return Redirect("../usage")
@@ -90,7 +91,7 @@ def routes(
         return Stream(stream(), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 
     @get("/status/function/{name:path}", **READ)
-    async def function(request: Http, name: str) -> Response[str]:
+    async def function(request: Http, name: FromPath[str]) -> Response[str]:
         """Show the details of one function."""
         snapshot = await sources.snapshot()
         index = Index(snapshot)
@@ -98,7 +99,7 @@ def routes(
         return _html(render("function.html", snapshot.now, it=content, may_act=may_act(request)))
 
     @get("/status/host/{name:str}", **READ)
-    async def host(request: Http, name: str) -> Response[str]:
+    async def host(request: Http, name: FromPath[str]) -> Response[str]:
         """Show the details of one host."""
         snapshot = await sources.snapshot()
         record = snapshot.fleet.record(name)
@@ -109,20 +110,26 @@ def routes(
 
     @get("/status/log", opt={"needs": "admin"}, response_headers=HEADERS)
     async def log(
-        function: str, host: str = "", instance: str = "", run: Run = "current", grep: Grep = ""
+        function: FromQuery[str],
+        host: FromQuery[str] = "",
+        instance: FromQuery[str] = "",
+        run: FromQuery[Run] = "current",
+        grep: Grep = "",
     ) -> Response[str]:
         """Show a worker's log. For admins only: it may contain prompts."""
         content = await logs.log(worker_logs, function, host, instance, run, grep)
         return _html(render("log.html", it=content, host=host))
 
     @get("/status/plan", **READ)
-    async def plan(request: Http, do: str, function: str = "", host: str = "") -> Response[str]:
+    async def plan(
+        request: Http, do: FromQuery[str], function: FromQuery[str] = "", host: FromQuery[str] = ""
+    ) -> Response[str]:
         """Show the plan of an action."""
         planned = planner.on_function(do, function) if function else planner.on_host(do, host)
         return _html(render("plan.html", it=card(await planned), may_act=may_act(request)))
 
     @get("/status/assets/{name:str}", opt={"needs": "nothing"})
-    async def static_file(name: str) -> Response[bytes]:
+    async def static_file(name: FromPath[str]) -> Response[bytes]:
         """Serve a static file. Its name has a hash of its content, so caches never expire it."""
         file = assets.asset(name)
         if file is None:

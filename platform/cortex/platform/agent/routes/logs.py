@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 from litestar import MediaType, Response, get
 from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import QueryParameter
+from litestar.params import FromQuery, QueryParameter
 from litestar.response import Stream
 
 from cortex.platform.agent.loop import Agent
@@ -72,10 +72,10 @@ def routes(agent: Agent) -> list[HTTPRouteHandler]:
 
     @get("/logs")
     async def function_logs(
-        function: str,
+        function: FromQuery[str],
         lines: Lines = 200,
-        follow: bool = False,
-        run: Literal["current", "previous"] = "current",
+        follow: FromQuery[bool] = False,
+        run: FromQuery[Literal["current", "previous"]] = "current",
         grep: Text = "",
     ) -> Response[Any]:
         """Return the last lines of a function's newest run, or of the previous one, whether or not it still runs."""

@@ -6,6 +6,7 @@ from typing import Any
 from litestar import Request, get, post
 from litestar.exceptions import ClientException, NotFoundException, ServiceUnavailableException
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath
 from msgspec import to_builtins
 from redis.exceptions import RedisError
 
@@ -67,7 +68,7 @@ def routes(agent: Agent) -> list[HTTPRouteHandler]:
         return [describe_job(f) for f in jobs]
 
     @post("/jobs/{job:str}/cancel", status_code=200)
-    async def cancel(job: str) -> dict[str, str]:
+    async def cancel(job: FromPath[str]) -> dict[str, str]:
         try:
             stopped = await fetches.cancel(job)
         except RedisError as error:
