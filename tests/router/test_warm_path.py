@@ -50,7 +50,7 @@ async def served(app: Any, port: int, *, lifespan: str = "off") -> AsyncIterator
     try:
         yield
     finally:
-        server.should_exit = server.force_exit = True
+        server.should_exit, server.force_exit = True, lifespan == "off"
         await task
 
 

@@ -13,10 +13,7 @@ from cortex.platform.settings import Settings
 from cortex.router.app import create_app
 from cortex.router.dispatch import Dispatcher
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.parametrize("make", [api.create_app, create_app], ids=["agent", "router"]),
-]
+pytestmark = pytest.mark.parametrize("make", [api.create_app, create_app], ids=["agent", "router"])
 Make = Callable[[Settings], Litestar | Dispatcher]
 
 

@@ -13,6 +13,7 @@ from litestar.connection import ASGIConnection
 from litestar.exceptions import HTTPException, NotAuthorizedException, NotFoundException
 from litestar.exceptions.responses import create_exception_response
 from litestar.handlers import BaseRouteHandler
+from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 from msgspec import to_builtins
 
@@ -97,7 +98,7 @@ def create_app(settings: Settings) -> Litestar:
         return {"instances": await agent.cool(data.function, at_once=data.at_once, park=data.park)}
 
     @post("/functions/forget", status_code=200)
-    async def forget(function: str) -> dict[str, str]:
+    async def forget(function: FromQuery[str]) -> dict[str, str]:
         await agent.forget(function)
         return {"function": function}
 
@@ -116,7 +117,7 @@ def create_app(settings: Settings) -> Litestar:
         return agent.record().instances
 
     @get("/instances/{instance_id:str}")
-    async def instance(instance_id: str) -> Instance:
+    async def instance(instance_id: FromPath[str]) -> Instance:
         return _instance(agent, instance_id)
 
     @get("/devices")

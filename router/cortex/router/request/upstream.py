@@ -7,6 +7,8 @@ import functools
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
+import aiohttp
+
 from cortex.platform import worker_http
 from cortex.platform.record import Instance
 from cortex.platform.worker_http import ANSWER_BYTES, STREAM_BYTES, Unreadable
@@ -137,7 +139,10 @@ class Upstream:
         self._keys_of, self._unsure = keys_of, unsure
         self._keys: dict[tuple[str, str], str] = {}
         self._connections = WorkerConnections(idle_s=IDLE_S, connect_s=worker_http.CONNECT_S, read_bytes=READ_BYTES)
-        self._http = worker_http.session(idle_s=IDLE_S)
+
+    @functools.cached_property
+    def _http(self) -> aiohttp.ClientSession:
+        return worker_http.session(idle_s=IDLE_S)
 
     async def close(self) -> None:
         """Close all connections."""

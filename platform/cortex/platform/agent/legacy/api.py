@@ -17,6 +17,7 @@ from urllib.parse import unquote_to_bytes
 
 from litestar import Request, Response, Router, get, post
 from litestar.exceptions import HTTPException
+from litestar.params import FromPath
 from litestar.types import ASGIApp
 from msgspec import Struct
 
@@ -117,7 +118,7 @@ def routes(agent: Agent, proxy: Proxy, settings: Settings, has_token: Callable[[
         return {"status": "unloaded"}
 
     @get("/models/{rest:path}")
-    async def endpoint(request: Http, rest: str) -> dict[str, str]:
+    async def endpoint(request: Http, rest: FromPath[str]) -> dict[str, str]:
         """Return the URL of a loaded model, which is this agent's. A gateway replaces the loopback host by its own."""
         # The raw path: an id may contain slashes, encoded or not, also at its beginning.
         path = unquote_to_bytes(request.scope["raw_path"]).decode(errors="replace")

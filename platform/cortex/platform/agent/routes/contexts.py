@@ -7,6 +7,7 @@ from typing import Any
 from litestar import Request, get, post
 from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath
 from litestar.response import Stream
 
 from cortex.platform.agent.loop import Agent
@@ -59,7 +60,7 @@ def routes(agent: Agent, pace: Pace) -> list[HTTPRouteHandler]:
         return await contexts.remove(data.ids, all=data.all)
 
     @get("/contexts/{context_id:str}", opt={"needs": CONTEXT})
-    async def lend(context_id: str) -> Stream:
+    async def lend(context_id: FromPath[str]) -> Stream:
         """Hand a saved conversation over to another host; it is not here any more after its last byte."""
         content = contexts.lend(context_id) if agent.settings.agent.offer_mb_s else None
         if content is None:

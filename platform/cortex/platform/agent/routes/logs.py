@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 from litestar import MediaType, Response, get
 from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
-from litestar.params import FromQuery, QueryParameter
+from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import Stream
 
 from cortex.platform.agent.loop import Agent
@@ -55,10 +55,10 @@ def routes(agent: Agent) -> list[HTTPRouteHandler]:
 
     @get("/instances/{instance_id:str}/logs")
     async def logs(
-        instance_id: str,
+        instance_id: FromPath[str],
         lines: Lines = 200,
-        follow: bool = False,
-        run: Literal["current", "previous"] = "current",
+        follow: FromQuery[bool] = False,
+        run: FromQuery[Literal["current", "previous"]] = "current",
         grep: Text = "",
     ) -> Response[Any]:
         """Return the last lines of a run; `follow` streams until the instance is gone."""

@@ -14,6 +14,7 @@ from typing import Any
 from litestar import Request, Response, get, post, put
 from litestar.exceptions import NotFoundException, ServiceUnavailableException
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath
 from litestar.response import Stream
 
 from cortex.platform.agent.loop import Agent
@@ -80,7 +81,7 @@ def offer_routes(cache: Path, mb_s: int, looks: BlockingCalls, pace: Pace | None
         return Offers(weights=await looks.look(str(cache), "offers", partial(weight_offers.sizes, cache)))
 
     @get("/offers/{digest:str}", opt={"needs": NEIGHBOUR})
-    async def offer(request: Http, digest: str) -> Response[Any]:
+    async def offer(request: Http, digest: FromPath[str]) -> Response[Any]:
         """Send an offered file, or its end (`Range: bytes=N-`)."""
         files = await looks.look(str(cache), "offered", shared) if mb_s else {}
         if (path := files.get(digest)) is None:
