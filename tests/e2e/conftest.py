@@ -192,3 +192,18 @@ def vllm_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     with own_redis(folder) as url, Fleet(folder, url, catalogue, {"a": agent}) as running:
         last_use.end_after("small-vllm", running.end)
         yield running
+
+
+@pytest.fixture(scope="session")
+def gpu_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """A host with one declared device, which has room for one large worker, and RAM for workers that sleep. For modules
+    that need a catalogue of their own: each calls `serve`."""
+    agent = {
+        "CORTEX_AGENT__DEVICES": json.dumps([{"name": "pretended", "vram_mb": 24_576}]),
+        "CORTEX_AGENT__PARK_RAM_MB": "100000",
+        "CORTEX_AGENT__STOP_GRACE_S": "1",
+    }
+    folder = tmp_path_factory.mktemp("gpu")
+    with own_redis(folder) as url, Fleet(folder, url, "models = []\n", {"a": agent}) as running:
+        last_use.end_after("gpu-host", running.end)
+        yield running

@@ -1,7 +1,6 @@
 """Fast and full starts: real agents, routers and processes of the fake engine on one declared device."""
 
 import contextlib
-import json
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -12,16 +11,17 @@ import pytest
 from cortex.functions.launch import StartMode
 from cortex.functions.lifecycle import State
 from cortex.platform.record import Instance
+from tests.e2e.workers import GPU_HOST
 from tests.support.catalogues import fake
 from tests.support.fleet import Fleet
-from tests.support.stack import eventually, own_redis
+from tests.support.stack import eventually
 
-pytestmark = pytest.mark.xdist_group("start_modes")
+pytestmark = GPU_HOST
 
 KEYS = {"vram_mb": 8000, "idle_after_s": 600}
 MODELS = "\n".join(
     [
-        fake("f", "--full-load-s=1000", **KEYS),
+        fake("fast-first", "--full-load-s=1000", **KEYS),
         fake("restarted", "--full-load-s=1000", **KEYS),
         fake("fast-crashes", "--full-load-s=0", "--crash-in=fast", **KEYS),
         fake("full-crashes", "--full-load-s=0", "--crash-in=full", **KEYS),
@@ -30,20 +30,21 @@ MODELS = "\n".join(
         fake("alike", **KEYS),
     ]
 )
-AGENT = {
-    "CORTEX_AGENT__DEVICES": json.dumps([{"name": "pretended", "vram_mb": 98_304}]),
-    "CORTEX_AGENT__STOP_GRACE_S": "1",
-}
 QUIET_S = 45.0
 """An instance is replaced when it has been idle for 10 s."""
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """The fleet of all tests: each function is used by one."""
-    folder = tmp_path_factory.mktemp("start-modes")
-    with own_redis(folder) as url, Fleet(folder, url, MODELS, {"a": AGENT}) as running:
-        yield running
+def running(gpu_host: Fleet) -> Fleet:
+    gpu_host.serve(MODELS)
+    return gpu_host
+
+
+@pytest.fixture
+def fleet(running: Fleet) -> Iterator[Fleet]:
+    """A fleet without instances: each function is used by one test."""
+    yield running
+    running.rest()
 
 
 def instances(fleet: Fleet, function: str) -> list[Instance]:
@@ -108,23 +109,23 @@ class Load:
 
 
 def test_a_request_gets_a_fast_start_and_a_full_one_takes_its_place_under_load(fleet: Fleet) -> None:
-    first = served(fleet, "f")
+    first = served(fleet, "fast-first")
     fast = script(fleet, first)
-    full = successor(fleet, "f")
-    shown = fleet.cli("fn", "show", "f").stdout
+    full = successor(fleet, "fast-first")
+    shown = fleet.cli("fn", "show", "fast-first").stdout
 
-    with Load(fleet, "f") as load:
+    with Load(fleet, "fast-first") as load:
         eventually(lambda: len(load.statuses) > 5, within_s=30, what="requests")
         script(fleet, full, full_load_s=0)
-        eventually(lambda: only_full(fleet, "f"), within_s=30, what="the full start alone")
+        eventually(lambda: only_full(fleet, "fast-first"), within_s=30, what="the full start alone")
         before = len(load.statuses)
         eventually(lambda: len(load.statuses) > before + 5, within_s=30, what="requests")
 
-    history = fleet.cli("why", "f").stdout
+    history = fleet.cli("why", "fast-first").stdout
     assert (first.start_mode, first.tricks, fast["enforce_eager"]) == (StartMode.FAST, ("eager",), True)
     assert f"full, to replace {first.id}" in shown
     assert set(load.statuses) == {200}
-    assert served(fleet, "f").id == full.id
+    assert served(fleet, "fast-first").id == full.id
     assert "fast (eager)" in history
     assert "beside it, in free room" in history
 

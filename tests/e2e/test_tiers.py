@@ -16,11 +16,12 @@ import pytest
 
 from cortex.functions.lifecycle import State
 from cortex.platform.record import Instance, Tier
+from tests.e2e.workers import GPU_HOST
 from tests.support.catalogues import fake
 from tests.support.fleet import Fleet
 from tests.support.stack import eventually, own_redis
 
-pytestmark = pytest.mark.xdist_group("tiers")
+pytestmark = GPU_HOST
 
 MEMORY_MB, ASLEEP_MB = 18_000, 1_400
 SLEEPER = (f"--memory-mb={MEMORY_MB}", f"--asleep-mb={ASLEEP_MB}")
@@ -38,38 +39,31 @@ MODELS = "\n".join(
         fake("stops", *SLEEPER, **KEYS, park="stop"),
     ]
 )
-GPU = json.dumps([{"name": "pretended", "vram_mb": 24_576}])
-
-
-def agent(park_ram_mb: int) -> dict[str, str]:
-    return {
-        "CORTEX_AGENT__DEVICES": GPU,
-        "CORTEX_AGENT__PARK_RAM_MB": str(park_ram_mb),
-        "CORTEX_AGENT__STOP_GRACE_S": "1",
-    }
+LITTLE_RAM = {
+    "CORTEX_AGENT__DEVICES": json.dumps([{"name": "pretended", "vram_mb": 24_576}]),
+    "CORTEX_AGENT__PARK_RAM_MB": str(MEMORY_MB + 1000),
+    "CORTEX_AGENT__STOP_GRACE_S": "1",
+}
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def running(gpu_host: Fleet) -> Fleet:
     """The fleet of every test but one."""
-    folder = tmp_path_factory.mktemp("tiers")
-    with own_redis(folder) as url, Fleet(folder, url, MODELS, {"a": agent(100_000)}) as started:
-        yield started
+    gpu_host.serve(MODELS)
+    return gpu_host
 
 
 @pytest.fixture
 def fleet(running: Fleet) -> Iterator[Fleet]:
     """A fleet without instances."""
     yield running
-    for function in {i.function for i in running.records()["a"].instances}:
-        running.http.post(f"/admin/functions/{function}/cool", params={"now": "1"}).raise_for_status()
-    eventually(lambda: not running.records()["a"].instances, within_s=30, what="every instance to be gone")
+    running.rest()
 
 
 @pytest.fixture
 def little_ram(tmp_path: Path) -> Iterator[Fleet]:
     """A fleet whose host has RAM for one sleeper."""
-    with own_redis(tmp_path) as url, Fleet(tmp_path, url, MODELS, {"a": agent(MEMORY_MB + 1000)}) as running:
+    with own_redis(tmp_path) as url, Fleet(tmp_path, url, MODELS, {"a": LITTLE_RAM}) as running:
         yield running
 
 

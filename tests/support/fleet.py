@@ -4,6 +4,7 @@ import contextlib
 import signal
 import socket
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any, Self
 
@@ -140,6 +141,13 @@ class Fleet:
             orphans.kill_unknown(mark, groups)
             cgroup.remove_home(groups)
 
+    def serve(self, models: str) -> None:
+        """Replace the catalogue; wait until the router has it and no instance of the former one is left."""
+        self.models.write_text(models)
+        names = {model["id"] for model in tomllib.loads(models)["models"]}
+        eventually(lambda: self._declared() == names, what="the router to have the catalogue")
+        self.rest()
+
     def rest(self) -> None:
         """Let everything go at once, and take back every cordon: as it was at the beginning, but for the counts."""
         for host in self.records():
@@ -221,3 +229,7 @@ class Fleet:
 
     def _hosts(self) -> set[str]:
         return {h["name"] for h in self.http.get("/admin/hosts").json().get("hosts", ())}
+
+    def _declared(self) -> set[str]:
+        functions = self.http.get("/admin/functions").raise_for_status().json()["functions"]
+        return {f["id"] for f in functions if f["declared"]}
