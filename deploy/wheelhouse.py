@@ -6,7 +6,9 @@ never built twice. Dependencies come from `uv.lock` only.
 
     dist/wheelhouse/0.1.0+g1a2b3c4.tar     the files for a host: wheels, requirements.txt, the installer, the SBOM
     dist/wheelhouse/latest                 the name of the last build
-    dist/wheelhouse/wheels/                a cache of all fetched wheels
+    dist/wheelhouse/wheels/                a cache of the wheels that the last build needs
+
+The last KEEP_BUILDS stay. An older one is built again from its commit.
 """
 
 import argparse
@@ -23,7 +25,8 @@ from deploy.release import bill_of_materials, run
 ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ("3.11", "3.12")
 PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_28_x86_64", "manylinux_2_34_x86_64")
-INSTALLER = "uv"
+KEEP_BUILDS = 5
+"""How many builds stay in the folder, the last used ones: each has some 100 MiB."""
 
 
 def main() -> None:
@@ -37,6 +40,8 @@ def main() -> None:
     version = f"{_declared_version()}+{arguments.label or _label()}"
     build(version, arguments.out, arguments.python or list(PYTHONS), arguments.platform or list(PLATFORMS))
     (arguments.out / "latest").write_text(version + "\n")
+    for tar in remove_old_builds(arguments.out):
+        print(f"wheelhouse: removed {tar.name}: the last {KEEP_BUILDS} builds stay", file=sys.stderr)
     print(version)
 
 
@@ -44,25 +49,37 @@ def build(version: str, out: Path, pythons: list[str], platforms: list[str]) -> 
     """Return the tar file of a version; build it if it is missing."""
     tar = out / f"{version}.tar"
     if tar.exists():
+        tar.touch()  # used last
         return tar
     cache = out / "wheels"
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         folder = Path(scratch)
-        wheel = _own_wheel(version, folder)
+        own_wheel = _own_wheel(version, folder)
         requirements = _requirements()
         for python in pythons:
             _fetch(requirements, folder, cache, python, platforms)
-        own = f"cortex=={version} --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n"
+        own = f"cortex=={version} --hash=sha256:{hashlib.sha256(own_wheel.read_bytes()).hexdigest()}\n"
         (folder / "requirements.txt").write_text(requirements + own)
         bill_of_materials(folder / "cortex.cdx.json", "--group", "installer")
         part = folder / "part.tar"
         with tarfile.open(part, "w") as archive:  # wheels are compressed already
             wheels = _required_wheels(requirements, cache)
-            for path in (folder / "requirements.txt", folder / "cortex.cdx.json", wheel, *wheels):
+            for path in (folder / "requirements.txt", folder / "cortex.cdx.json", own_wheel, *wheels):
                 archive.add(path, path.name)
         part.replace(tar)
+    for wheel in {*cache.glob("*.whl")}.difference(wheels):
+        wheel.unlink()
     return tar
+
+
+def remove_old_builds(out: Path) -> list[Path]:
+    """Remove all builds but those used last; return the removed ones."""
+    builds = sorted(out.glob("*.tar"), key=lambda tar: tar.stat().st_mtime, reverse=True)
+    old = builds[KEEP_BUILDS:]
+    for tar in old:
+        tar.unlink()
+    return old
 
 
 def _own_wheel(version: str, folder: Path) -> Path:
