@@ -14,8 +14,8 @@ def environments(part: Any) -> Iterator[tuple[str, str]]:
         for item in part:
             yield from environments(item)
     elif isinstance(part, dict):
-        found = part.get("environment")
-        yield from found.items() if isinstance(found, dict) else ()
+        variables = part.get("environment")
+        yield from variables.items() if isinstance(variables, dict) else ()
         for item in part.values():
             yield from environments(item)
 
