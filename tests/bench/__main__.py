@@ -379,7 +379,7 @@ def _added(bench: Bench, servers: Sequence[Contender], options: argparse.Namespa
 
 TWO_WORKERS = "two workers beside one"
 SHARE = 0.3
-PACED_S = 3.0
+PACED_S = 2.0
 """Duration of a paced round."""
 MORE: dict[str, Callable[[Bench, Sequence[Contender], argparse.Namespace], tuple[str, str]]] = {
     "added latency": _added,
