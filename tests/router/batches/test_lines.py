@@ -29,6 +29,13 @@ def test_lines_are_numbered_and_found_by_their_offsets() -> None:
     assert [json.loads(content[x.at : x.at + x.size])["custom_id"] for x in lines] == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("body", [{}, {"model": None}])
+def test_a_line_without_a_model_gets_the_answer_of_a_direct_request(body: dict[str, object]) -> None:
+    lines, problems = checked(text(entry("a", body=body)))
+
+    assert ([x.model for x in lines], problems) == ([""], [])
+
+
 def test_a_file_may_begin_with_a_byte_order_mark() -> None:
     content = codecs.BOM_UTF8 + text(entry("a"), entry("b"))
 

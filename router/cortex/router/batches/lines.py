@@ -36,7 +36,7 @@ class _Input(Struct, frozen=True):
 
 
 class _Peek(Struct, frozen=True):
-    model: str = ""
+    model: str | None = None
     stream: bool | None = None
 
 
@@ -147,11 +147,12 @@ def read(raw: bytes, number: int, at: int, endpoint: str) -> Line | Problem:
         body = msgspec.json.decode(entry.body, type=_Peek)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return problem("invalid_body", f"body is not a request: {error}", "body")
-    if len(body.model) > LONGEST_ID:
+    model = body.model or ""
+    if len(model) > LONGEST_ID:
         return problem("invalid_model", f"model has more than {LONGEST_ID} characters", "body.model")
     if body.stream:
         return problem("stream_in_batch", "answers in batches cannot be streamed: leave `stream` out", "body.stream")
-    return Line(number, entry.custom_id, entry.url, sys.intern(body.model), at, len(raw))
+    return Line(number, entry.custom_id, entry.url, sys.intern(model), at, len(raw))
 
 
 def body_of(raw: bytes) -> bytes:
