@@ -19,13 +19,13 @@ def checked(content: bytes, most: int = 100, longest: int = 1000) -> tuple[list[
     return check(raw, CHAT, most, longest)
 
 
-def test_lines_are_numbered_and_found_by_their_offsets() -> None:
+def test_lines_have_the_numbers_of_an_editor_and_their_offsets() -> None:
     content = text(entry("a"), entry("b")) + b"\n" + text(entry("c"))
 
     lines, problems = checked(content)
 
     assert problems == []
-    assert [(x.number, x.custom_id, x.model) for x in lines] == [(1, "a", "m"), (2, "b", "m"), (3, "c", "m")]
+    assert [(x.number, x.custom_id, x.model) for x in lines] == [(1, "a", "m"), (2, "b", "m"), (4, "c", "m")]
     assert [json.loads(content[x.at : x.at + x.size])["custom_id"] for x in lines] == ["a", "b", "c"]
 
 

@@ -41,7 +41,7 @@ class _Peek(Struct, frozen=True):
 
 
 class Line(Struct, frozen=True):
-    """A valid line and its place in the file: offset and size in bytes. `number` counts from 1."""
+    """A valid line and its place in the file: offset and size in bytes. `number` counts from 1, as an editor does."""
 
     number: int
     custom_id: str
@@ -86,12 +86,12 @@ def check(
     problems: list[Problem] = []
     ids: set[str] = set()
     models: set[str] = set()
-    number = 0
-    for at, raw in raw_lines:
+    count = 0
+    for number, (at, raw) in enumerate(raw_lines, 1):
         if not raw.strip():
             continue
-        number += 1
-        if number > most:
+        count += 1
+        if count > most:
             problems.append(
                 Problem(
                     code="too_many_lines",
@@ -120,7 +120,7 @@ def check(
         ids.add(line.custom_id)
         models.add(line.model)
         lines.append(line)
-    if not number:
+    if not count:
         problems.append(Problem(code="empty_file", message="the file has no lines"))
     return lines, problems
 
