@@ -9,6 +9,7 @@ from click.testing import CliRunner, Result
 
 from cortex.cli import host
 from cortex.cli.exits import Failed
+from cortex.cli.fn import BEHIND_S, Drain
 from cortex.functions.lifecycle import State
 from cortex.platform.record import Tier
 from cortex.router.api_types import HostsAnswer, HostView
@@ -105,3 +106,13 @@ def test_a_host_shows_the_tricks_of_starts_that_failed() -> None:
         "started without a full one after a fast one: revision def: it crashed",
     ]
     assert host.trick_lines(HostView(name="a", address="")) == []
+
+
+def test_a_router_that_is_behind_does_not_make_a_drain_a_cancelled_one() -> None:
+    ends = Drain(100.0)
+
+    assert not ends.was_cancelled(["ready", "ready"], 100.1)
+    assert not ends.was_cancelled(["draining", "ready"], 100.2)
+    assert ends.was_cancelled(["ready", "ready"], 100.3)
+    assert Drain(100.0).was_cancelled(["ready"], 100.0 + BEHIND_S)
+    assert not Drain(100.0).was_cancelled([], 200.0)

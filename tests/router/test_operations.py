@@ -50,6 +50,7 @@ class Stage:
         if host.name in self.away:
             raise AgentUnavailable("no answer")
         self.cooled.append(host.name)
+        self._publish_draining(host)
         return [i.id for i in host.instances if i.function == function]
 
     async def send_catalogue(self, host: HostRecord, catalogue: Catalogue, digest: str) -> None:
@@ -58,7 +59,12 @@ class Stage:
         self.sent.append((host.name, catalogue))
 
     async def drain(self, host: HostRecord) -> list[str]:
+        self._publish_draining(host)
         return [i.id for i in host.instances]
+
+    def _publish_draining(self, host: HostRecord) -> None:
+        changed = replace(host, instances=tuple(replace(i, state=State.DRAINING) for i in host.instances))
+        self.fleet_now = replace(self.fleet_now, hosts={**self.fleet_now.hosts, host.name: changed})
 
     async def move(self, target: Target, source: str) -> Accepted | None:
         self.moves.append((target.function.id, source))
@@ -84,6 +90,7 @@ async def test_a_drained_host_is_cordoned_and_its_functions_move_where_there_is_
     assert result == (moved, ["old"])
     assert stage.view.fleet.cordoned == {"host-a"}
     assert stage.moves == [("f", "host-a")] * 2
+    assert [i.state for i in stage.view.fleet.hosts["host-a"].instances] == [State.DRAINING]
 
 
 async def test_a_drain_starts_nothing_elsewhere_for_a_function_that_has_no_ready_instance(tmp_path: Path) -> None:
@@ -103,6 +110,7 @@ async def test_a_function_is_cooled_on_its_hosts_and_those_that_do_not_answer_ar
 
     assert result == (["one"], ["host-b"])
     assert stage.cooled == ["host-a"]
+    assert [i.state for i in stage.view.fleet.hosts["host-a"].instances] == [State.DRAINING]
 
 
 async def test_an_override_that_leaves_min_above_max_is_rejected_and_changes_nothing(tmp_path: Path) -> None:

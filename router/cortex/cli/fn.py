@@ -3,6 +3,7 @@
 import fnmatch
 import time
 from collections import Counter
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import rich_click as click
@@ -14,7 +15,7 @@ from cortex.cli.lazy import Later, LazyGroup
 from cortex.cli.names import FUNCTION
 from cortex.cli.tables import ago, console, print_rows, span
 from cortex.cli.visible import echo, echo_json
-from cortex.functions.lifecycle import PARKED
+from cortex.functions.lifecycle import PARKED, State
 from cortex.functions.spec import Park
 from cortex.router.api_types import FunctionView, InstanceView
 from cortex.router.overview.wording import departure, eviction_reason, parked_lines, step, unparkable_lines
@@ -24,11 +25,29 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 POLL_S = 0.15
+BEHIND_S = 5.0
+"""How long a router may show what was before a command: it, or another of its processes, has not read the record."""
 GONE = ("cold", "failing")
 _COLUMNS = (
     "FUNCTION", "ALIASES", "ENGINE", "STATE", "INSTANCES", "HOST", "MEMORY MIB", "IN FLIGHT", "LAST USED", "IDLE IN",
 )  # fmt: skip
 _OPTIONAL = ("MEMORY MIB", "ALIASES", "ENGINE", "LAST USED", "INSTANCES", "HOST")
+
+
+class Drain:
+    """What a command looks for while the instances that it drained end."""
+
+    def __init__(self, now: float) -> None:
+        """`now` is a monotonic time after the drain began."""
+        self._counts_from = now + BEHIND_S
+        """When an instance that is shown as ready is so again, not still."""
+
+    def was_cancelled(self, states: Collection[str], now: float) -> bool:
+        """Whether all serve again, since requests outlasted the grace period, by their states at a time."""
+        if any(state != State.READY for state in states):
+            self._counts_from = now
+            return False
+        return bool(states) and now >= self._counts_from
 
 
 @click.group(
@@ -158,7 +177,7 @@ def cool(name: str, now: bool, park: bool, timeout_s: float, as_json: bool) -> N
         raise Failed("--now cuts requests and --park waits for them", hint="Use one of them.", code=USAGE)
     router = Router()
     draining = set(router.cool(name, now=now, park=park))
-    deadline = time.monotonic() + timeout_s
+    drain, deadline = Drain(time.monotonic()), time.monotonic() + timeout_s
     with progress_bar() as progress:
         task = progress.add_task(f"cooling {name}", total=None)
         while True:
@@ -166,7 +185,7 @@ def cool(name: str, now: bool, park: bool, timeout_s: float, as_json: bool) -> N
             remaining = [i for i in function.instances if i.id in draining and not (park and i.state in PARKED)]
             if not remaining:
                 break
-            if all(i.state == "ready" for i in remaining):
+            if drain.was_cancelled([i.state for i in remaining], time.monotonic()):
                 busy = sum(i.in_flight for i in remaining)
                 raise Failed(
                     f"{function.id} stays warm: {busy} requests were still in flight after the grace period",

@@ -11,7 +11,7 @@ from msgspec.structs import asdict
 
 from cortex.cli.client import Router
 from cortex.cli.exits import NOT_FOUND, USAGE, Failed
-from cortex.cli.fn import POLL_S, progress_bar
+from cortex.cli.fn import POLL_S, Drain, progress_bar
 from cortex.cli.names import HOST
 from cortex.cli.settings import config_option, settings_of
 from cortex.cli.tables import ago, console, print_rows, span, table
@@ -184,8 +184,9 @@ def drain(name: str, plan: bool, timeout_s: float, as_json: bool) -> None:
     with progress_bar() as progress:
         task = progress.add_task(f"{name}: starting its functions elsewhere", total=None)
         result = router.drain(name)
+        ends = Drain(time.monotonic())
         while remaining := _remaining(router, name, result.draining):
-            if all(i.state == "ready" for i in remaining):
+            if ends.was_cancelled([i.state for i in remaining], time.monotonic()):
                 raise Failed(
                     f"{name} still serves {', '.join(sorted({i.function for i in remaining}))}: requests were in "
                     "flight after the grace period",

@@ -9,7 +9,7 @@ from cortex.functions.lifecycle import State
 from cortex.functions.spec import Function
 from cortex.platform.agent_messages import Accepted
 from cortex.platform.record import Override
-from cortex.platform.registry import Registry
+from cortex.platform.registry import RecordUnavailable, Registry
 from cortex.platform.scheduling.ledger import about
 from cortex.router.activation.activator import CLAIMED_ELSEWHERE_S, Activator
 from cortex.router.activation.agents import Agents, AgentUnavailable
@@ -50,6 +50,7 @@ class Operations:
                     draining += await self._agents.cool(host, function, at_once=at_once, park=park)
                 except AgentUnavailable:
                     away.append(host.name)
+        await self._show_ends()
         return draining, away
 
     async def override(self, name: str, **changes: int | bool | None) -> Function:
@@ -116,7 +117,14 @@ class Operations:
             target = self._catalogue.get(function_id)
             if target is not None and await self._move(target, host):
                 moved.append(function_id)
-        return moved, list(await self._agents.drain(record))
+        draining = list(await self._agents.drain(record))
+        await self._show_ends()
+        return moved, draining
+
+    async def _show_ends(self) -> None:
+        """Read what agents have published before they answered, so that the next look shows it."""
+        with contextlib.suppress(RecordUnavailable):
+            await self._view.refresh()
 
     async def _move(self, target: Target, source: str) -> bool:
         """Start a function on another host and wait until it is ready there. False if no host accepts it."""
